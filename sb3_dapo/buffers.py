@@ -1,0 +1,415 @@
+"""The ring of the last K rollouts, with the log-probs of the policies that collected them."""
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from sb3_dapo.divergences import Divergence
+from sb3_dapo.estimators import future_divergence, importance_ratios, vtrace
+
+Observations = th.Tensor | TensorDict
+
+
+class RolloutRingSamples(NamedTuple):
+    """A minibatch of B transitions. Where nothing else is said the shape is ``(B,)`` and the dtype float32."""
+
+    indices: th.Tensor
+    """Positions in the ring, int64, to hand back to :meth:`RolloutRing.record_visit`."""
+    observations: Observations
+    """Shape ``(B, *obs_shape)``, or a dict of such tensors."""
+    actions: th.Tensor
+    """Shape ``(B, action_dim)``, or ``(B,)`` for Discrete actions. Integers stay integers."""
+    behavior_log_prob: th.Tensor
+    """log mu(a|s), of the policy that acted."""
+    old_log_prob: th.Tensor
+    """log pi(a|s), as known when the update began."""
+    old_values: th.Tensor
+    """V(s), as known when the update began."""
+    advantages: th.Tensor
+    returns: th.Tensor
+    """Targets of the value function."""
+    future_divergence: th.Tensor
+    """D - f: what the steps that follow contribute to the multi-step divergence."""
+
+
+class RolloutRing(RolloutBuffer):
+    """
+    Rollout buffer that keeps the last K rollouts for reuse, on the training device.
+
+    For the rollout being collected this is SB3's ``RolloutBuffer``: ``rewards``, ``values``, ``log_probs``,
+    ``episode_starts``, ``advantages`` and ``returns`` are NumPy arrays ``(T, N)``, where ``rewards`` have SB3's
+    bootstrap of truncated episodes folded in, as GAE wants it. What learning needs as long as the rollout is kept lies
+    in tensors ``(K, N, T, ...)``: there the reward is what the environment gave, and a truncated episode keeps its
+    terminal observation, whose value is asked of the current network.
+
+    :meth:`record_visit` refreshes the latest known values and log-probs, :meth:`update_targets` turns them into the
+    targets of an epoch, :meth:`get` yields the minibatches.
+
+    :param buffer_size: T, steps per rollout and environment
+    :param observation_space: observation space, Dict included
+    :param action_space: action space
+    :param device: PyTorch device
+    :param gae_lambda: lambda of the value traces, and of GAE
+    :param gamma: discount factor
+    :param n_envs: N, number of parallel environments
+    :param n_rollouts: K, rollouts kept
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: th.device | str = "auto",
+        gae_lambda: float = 1,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+        n_rollouts: int = 1,
+    ) -> None:
+        super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+        self.n_rollouts = n_rollouts
+        self.n_kept = 0  # complete rollouts, in the slots 0, 1, ...
+        self.slot = 0  # of the newest rollout
+        self.versions = np.zeros(n_rollouts, dtype=np.int64)  # of the policies that acted
+        self.acting_version = 0
+
+        shape = (n_rollouts, n_envs, buffer_size)
+        self.kept_observations = self._empty_observations(shape)
+        self.last_observations = self._empty_observations((n_rollouts, n_envs))
+        is_discrete = isinstance(action_space, spaces.Discrete)
+        is_integer = isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete))
+        self.kept_actions = th.zeros(
+            (*shape,) if is_discrete else (*shape, self.action_dim),
+            dtype=th.int64 if is_integer else th.float32,
+            device=self.device,
+        )
+        self.kept_rewards = th.zeros(shape, device=self.device)
+        self.terminated = th.zeros(shape, dtype=th.bool, device=self.device)
+        self.truncated = th.zeros(shape, dtype=th.bool, device=self.device)
+        self.behavior_log_probs = th.zeros(shape, device=self.device)
+        self.latest_log_probs = th.zeros(shape, device=self.device)
+        self.latest_values = th.zeros(shape, device=self.device)
+        self.old_log_probs = th.zeros(shape, device=self.device)
+        self.old_values = th.zeros(shape, device=self.device)
+        self.kept_advantages = th.zeros(shape, device=self.device)
+        self.kept_returns = th.zeros(shape, device=self.device)
+        self.future_divergences = th.zeros(shape, device=self.device)
+        # Per rollout, where episodes were truncated, as n * T + t, and the observations that they ended with
+        self.terminal_positions = [th.zeros(0, dtype=th.int64, device=self.device) for _ in range(n_rollouts)]
+        self.terminal_observations = [self._empty_observations((0,)) for _ in range(n_rollouts)]
+
+    def _empty_observations(self, shape: tuple[int, ...]) -> Observations:
+        def empty(space: spaces.Space[Any], obs_shape: tuple[int, ...]) -> th.Tensor:
+            # policies compute in float32: storing more would only take memory
+            dtype = np.dtype(np.float32) if space.dtype == np.float64 else np.dtype(space.dtype)
+            return th.zeros((*shape, *obs_shape), dtype=th.from_numpy(np.empty(0, dtype)).dtype, device=self.device)
+
+        if isinstance(self.observation_space, spaces.Dict):
+            assert isinstance(self.obs_shape, dict)
+            return {key: empty(space, self.obs_shape[key]) for key, space in self.observation_space.spaces.items()}
+        assert isinstance(self.obs_shape, tuple)
+        return empty(self.observation_space, self.obs_shape)
+
+    # --- collection -----------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Begin a new rollout, in the place of the oldest one if the ring is full, or of one that was cut short."""
+        if self.full:
+            self.slot = (self.slot + 1) % self.n_rollouts
+        shape = (self.buffer_size, self.n_envs)
+        self.rewards, self.values, self.log_probs, self.episode_starts, self.advantages, self.returns = (
+            np.zeros(shape, dtype=np.float32) for _ in range(6)
+        )
+        self._raw_rewards = np.zeros(shape, dtype=np.float32)
+        self._terminated = np.zeros(shape, dtype=bool)
+        self._truncated = np.zeros(shape, dtype=bool)
+        self._terminal_positions: list[int] = []
+        self._terminal_observations: list[Any] = []
+        self._next_observations: Any = None
+        self.pos = 0
+        self.full = False
+
+    def record_step(
+        self, new_obs: VecEnvObs, rewards: np.ndarray, dones: np.ndarray, infos: Sequence[dict[str, Any]]
+    ) -> None:
+        """
+        Record what the environments answered, before SB3 folds the value of truncated episodes into the rewards.
+
+        :param new_obs: observations that follow, of the next episode where one ended
+        :param rewards: rewards, shape ``(N,)``
+        :param dones: whether the episodes ended, shape ``(N,)``
+        :param infos: info dicts; ``TimeLimit.truncated`` and ``terminal_observation`` are read
+        """
+        self._next_observations = new_obs
+        self._raw_rewards[self.pos] = rewards
+        for n in np.flatnonzero(dones):
+            # the condition by which SB3 bootstraps
+            terminal_observation = infos[n].get("terminal_observation")
+            if infos[n].get("TimeLimit.truncated", False) and terminal_observation is not None:
+                self._truncated[self.pos, n] = True
+                self._terminal_positions.append(int(n) * self.buffer_size + self.pos)
+                self._terminal_observations.append(terminal_observation)
+            else:
+                self._terminated[self.pos, n] = True
+
+    def add(  # type: ignore[override]
+        self,
+        obs: VecEnvObs,
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: th.Tensor,
+        log_prob: th.Tensor,
+    ) -> None:
+        """
+        Add one step of all environments. Parameters as in SB3's ``RolloutBuffer``.
+
+        :param obs: observations that the policy acted on
+        :param action: its actions
+        :param reward: rewards, with the bootstrap of truncated episodes
+        :param episode_start: whether the observations begin an episode
+        :param value: V(s)
+        :param log_prob: log mu(a|s)
+        """
+        _write(self.kept_observations, (self.slot, slice(None), self.pos), obs)
+        _write(self.kept_actions, (self.slot, slice(None), self.pos), action)
+        self.rewards[self.pos] = reward
+        self.episode_starts[self.pos] = episode_start
+        self.values[self.pos] = value.detach().cpu().numpy().flatten()
+        self.log_probs[self.pos] = log_prob.detach().cpu().numpy().flatten()
+        self.pos += 1
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
+        """
+        Compute SB3's GAE of the rollout just collected, and let the rollout join the ring.
+
+        :param last_values: values of the observations after the last step, shape ``(N,)``
+        :param dones: whether the last step ended an episode, shape ``(N,)``
+        """
+        super().compute_returns_and_advantage(last_values, dones)
+        for kept, collected in (
+            (self.kept_rewards, self._raw_rewards),
+            (self.terminated, self._terminated),
+            (self.truncated, self._truncated),
+            (self.behavior_log_probs, self.log_probs),
+            (self.latest_log_probs, self.log_probs),
+            (self.latest_values, self.values),
+            (self.kept_advantages, self.advantages),
+            (self.kept_returns, self.returns),
+        ):
+            kept[self.slot].copy_(th.from_numpy(collected).t())
+        _write(self.last_observations, (self.slot,), self._next_observations)
+        self.terminal_positions[self.slot] = th.tensor(
+            self._terminal_positions, dtype=th.int64, device=self.device
+        )
+        self.terminal_observations[self.slot] = self._empty_observations((len(self._terminal_observations),))
+        for i, terminal_observation in enumerate(self._terminal_observations):
+            _write(self.terminal_observations[self.slot], (i,), terminal_observation)
+        self.versions[self.slot] = self.acting_version
+        self.n_kept = max(self.n_kept, self.slot + 1)
+        self.full = True
+
+    # --- learning -------------------------------------------------------------------------------
+
+    def begin_update(self) -> None:
+        """Remember the values and log-probs that an update starts from."""
+        self.old_values.copy_(self.latest_values)
+        self.old_log_probs.copy_(self.latest_log_probs)
+
+    def record_visit(self, indices: th.Tensor, values: th.Tensor, log_prob: th.Tensor) -> None:
+        """
+        Keep what a forward pass said of some transitions.
+
+        :param indices: their positions, shape ``(B,)``
+        :param values: V(s), shape ``(B,)``
+        :param log_prob: log pi(a|s), shape ``(B,)``
+        """
+        self.latest_values.view(-1)[indices] = values.detach()
+        self.latest_log_probs.view(-1)[indices] = log_prob.detach()
+
+    def bootstrap_observations(self, batch_size: int) -> list[Observations]:
+        """
+        :param batch_size: B
+        :return: the observations whose values end the trajectories, in minibatches of B at most: the last ones of the
+            ``n_kept * N`` trajectories, followed by the terminal ones of their truncated episodes
+        """
+        last = _map(lambda x: x[: self.n_kept].flatten(0, 1), self.last_observations)
+        observations = _map(lambda *parts: th.cat(parts), last, *self.terminal_observations[: self.n_kept])
+        n_observations = self.n_kept * self.n_envs + sum(map(len, self.terminal_positions[: self.n_kept]))
+        return [
+            _map(lambda x: x[start : start + batch_size], observations)  # noqa: B023
+            for start in range(0, n_observations, batch_size)
+        ]
+
+    def update_targets(
+        self,
+        divergence: Divergence,
+        bootstrap_values: th.Tensor | None,
+        *,
+        rho_bar: float,
+        c_bar: float,
+        divergence_lambda: float,
+        divergence_c_bar: float,
+        divergence_steps: int | None,
+    ) -> None:
+        """
+        Compute the targets of an epoch from the latest known values and log-probs.
+
+        :param divergence: gives f
+        :param bootstrap_values: values of :meth:`bootstrap_observations`; ``None`` leaves the advantages and returns
+            as they are, fixed at collection by GAE
+        :param rho_bar: see :func:`~sb3_dapo.estimators.vtrace`
+        :param c_bar: see :func:`~sb3_dapo.estimators.vtrace`
+        :param divergence_lambda: ``lam`` of :func:`~sb3_dapo.estimators.multi_step_divergence`
+        :param divergence_c_bar: ``c_bar`` of :func:`~sb3_dapo.estimators.multi_step_divergence`
+        :param divergence_steps: ``n_steps`` of :func:`~sb3_dapo.estimators.multi_step_divergence`
+        """
+        log_probs, behavior_log_probs = self._time_major(self.latest_log_probs, self.behavior_log_probs)
+        terminated, truncated = self._time_major(self.terminated, self.truncated)
+        ratios = importance_ratios(log_probs, behavior_log_probs)  # (T, n_kept * N)
+        continues = ~(terminated | truncated)
+        if bootstrap_values is not None:
+            rewards, values, advantages, returns = self._time_major(
+                self.kept_rewards, self.latest_values, self.kept_advantages, self.kept_returns
+            )
+            next_values = self._next_values(bootstrap_values).t()
+            targets = vtrace(
+                rewards,
+                values,
+                next_values,
+                ratios,
+                self.gamma * (~terminated).float(),
+                continues,
+                lam=self.gae_lambda,
+                rho_bar=rho_bar,
+                c_bar=c_bar,
+            )
+            returns.copy_(targets.values)
+            advantages.copy_(targets.advantages)
+        (future,) = self._time_major(self.future_divergences)
+        future.copy_(
+            future_divergence(
+                divergence(log_probs, behavior_log_probs),
+                ratios,
+                continues,
+                gamma=self.gamma,
+                lam=divergence_lambda,
+                c_bar=divergence_c_bar,
+                n_steps=divergence_steps,
+            )
+        )
+
+    def _next_values(self, bootstrap_values: th.Tensor) -> th.Tensor:
+        """Value of the state that follows each step in the same episode, shape ``(n_kept * N, T)``."""
+        n_trajectories = self.n_kept * self.n_envs
+        next_values = self.latest_values[: self.n_kept].flatten(0, 1).roll(-1, dims=1)
+        next_values[:, -1] = bootstrap_values[:n_trajectories]
+        positions = [
+            slot * self.n_envs * self.buffer_size + self.terminal_positions[slot] for slot in range(self.n_kept)
+        ]
+        next_values.view(-1)[th.cat(positions)] = bootstrap_values[n_trajectories:]
+        return next_values
+
+    def get(
+        self, batch_size: int | None = None, shuffle: bool = True
+    ) -> Generator[RolloutRingSamples, None, None]:  # type: ignore[override]
+        """
+        Visit every transition of the kept rollouts once.
+
+        :param batch_size: B; ``None`` for all at once. The last minibatch may be smaller
+        :param shuffle: in random order
+        :return: generator of minibatches
+        :raises ValueError: if the newest rollout is not complete
+        """
+        if not self.full:
+            raise ValueError(f"the newest rollout is not complete: {self.pos} of {self.buffer_size} steps")
+        n_transitions = self.n_kept * self.n_envs * self.buffer_size
+        # NumPy's generator, like SB3: the order is the same as PPO's for the same seed
+        order = np.random.permutation(n_transitions) if shuffle else np.arange(n_transitions)
+        observations = _map(lambda x: x.flatten(0, 2), self.kept_observations)
+        actions = self.kept_actions.flatten(0, 2)
+        scalars = th.stack(
+            [
+                x.view(-1)[:n_transitions]
+                for x in (
+                    self.behavior_log_probs,
+                    self.old_log_probs,
+                    self.old_values,
+                    self.kept_advantages,
+                    self.kept_returns,
+                    self.future_divergences,
+                )
+            ]
+        )
+        for indices in th.from_numpy(order).to(self.device).split(batch_size or n_transitions):
+            yield RolloutRingSamples(
+                indices,
+                _map(lambda x: x[indices], observations),  # noqa: B023
+                actions[indices],
+                *scalars.index_select(1, indices),
+            )
+
+    def explained_variance(self) -> float:
+        """
+        :return: share of the variance of the returns that the values explain, as SB3 logs it; NaN if they don't vary
+        """
+        returns, values = self.kept_returns[: self.n_kept], self.old_values[: self.n_kept]
+        return (1 - (returns - values).var() / returns.var()).item() if returns.numel() > 1 and returns.var() > 0 else float("nan")
+
+    def ages(self, version: int) -> np.ndarray:
+        """
+        :param version: of the current policy
+        :return: by how many updates the policies that acted are older, per kept rollout
+        """
+        return version - self.versions[: self.n_kept]
+
+    def _time_major(self, *tensors: th.Tensor) -> tuple[th.Tensor, ...]:
+        """Views of the kept rollouts as ``(T, n_kept * N)``."""
+        return tuple(x[: self.n_kept].flatten(0, 1).t() for x in tensors)
+
+
+class StepRecorder(VecEnvWrapper):
+    """
+    Shows a ring what the environments answer, so that SB3's own ``collect_rollouts`` can be used as it is.
+
+    :param venv: the environments
+    :param ring: the ring that collects
+    """
+
+    def __init__(self, venv: VecEnv, ring: RolloutRing) -> None:
+        super().__init__(venv)
+        self.ring = ring
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        new_obs, rewards, dones, infos = self.venv.step_wait()
+        self.ring.record_step(new_obs, rewards, dones, infos)
+        return new_obs, rewards, dones, infos
+
+
+def _map(function: Callable[..., th.Tensor], *observations: Observations) -> Observations:
+    """Apply a function to observations, key by key if they are dicts."""
+    first = observations[0]
+    if isinstance(first, dict):
+        return {key: function(*(obs[key] for obs in observations)) for key in first}  # type: ignore[index]
+    return function(*observations)
+
+
+def _write(target: Observations, index: tuple[Any, ...], source: Any) -> None:
+    """Write arrays into tensors at an index, key by key if they are dicts."""
+    if isinstance(target, dict):
+        for key, tensor in target.items():
+            _write(tensor, index, source[key])
+    else:
+        place = target[index]
+        # reshape: SB3 keeps Discrete observations as (N, 1), and actions flat
+        place.copy_(th.as_tensor(np.asarray(source)).reshape(place.shape))

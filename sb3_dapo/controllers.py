@@ -1,0 +1,106 @@
+"""Controllers: objects that adapt the divergence coefficient 1/eta to the divergence measured in training."""
+
+import math
+from abc import ABC, abstractmethod
+
+
+class Controller(ABC):
+    """
+    Base class: subclass it and pass an instance as ``DAPO(..., divergence_coef=MyController())``.
+
+    It is asked for the coefficient before each update, told the divergence after it, and saved with the model.
+    """
+
+    @abstractmethod
+    def __call__(self, progress_remaining: float) -> float:
+        """
+        :param progress_remaining: from 1 at the beginning of training to 0 at its end
+        :return: 1/eta for the update that begins, at least 0
+        """
+
+    @abstractmethod
+    def update(self, divergence: float) -> None:
+        """
+        :param divergence: KL to the behaviour policies, mean over the minibatches of the update that ended
+            (``train/behavior_kl``)
+        """
+
+
+class AdaptiveController(Controller):
+    """
+    PPO's rule for an adaptive penalty (Schulman et al. 2017, section 4): double the coefficient when the divergence is
+    above 1.5 times its target, halve it when it is below the target divided by 1.5.
+
+    :param target: divergence aimed for, greater than 0
+    :param initial: first coefficient, within the limits
+    :param minimum: smallest coefficient
+    :param maximum: largest coefficient
+    :raises ValueError: if a parameter is out of range
+    """
+
+    def __init__(
+        self, target: float = 0.01, initial: float = 1.0, minimum: float = 1e-4, maximum: float = 1e4
+    ) -> None:
+        if not target > 0:
+            raise ValueError(f"`target` must be greater than 0, got {target}")
+        if not 0 < minimum <= initial <= maximum:
+            raise ValueError(
+                f"`initial` must lie between `minimum` and `maximum`, both greater than 0, got {initial}, "
+                f"{minimum} and {maximum}"
+            )
+        self.target = target
+        self.minimum, self.maximum = minimum, maximum
+        self.coefficient = initial
+
+    def __call__(self, progress_remaining: float) -> float:
+        return self.coefficient
+
+    def update(self, divergence: float) -> None:
+        if divergence > 1.5 * self.target:
+            self.coefficient = min(2 * self.coefficient, self.maximum)
+        elif divergence < self.target / 1.5:
+            self.coefficient = max(self.coefficient / 2, self.minimum)
+
+
+class DualController(Controller):
+    """
+    Dual gradient ascent on the constraint "divergence at most ``target``": the coefficient is the Lagrange multiplier,
+    and its logarithm moves by ``learning_rate * (divergence / target - 1)`` after each update.
+
+    :param target: bound on the divergence, greater than 0
+    :param initial: first coefficient, within the limits
+    :param learning_rate: step size, greater than 0
+    :param minimum: smallest coefficient
+    :param maximum: largest coefficient
+    :raises ValueError: if a parameter is out of range
+    """
+
+    def __init__(
+        self,
+        target: float = 0.01,
+        initial: float = 1.0,
+        learning_rate: float = 0.1,
+        minimum: float = 1e-4,
+        maximum: float = 1e4,
+    ) -> None:
+        if not target > 0:
+            raise ValueError(f"`target` must be greater than 0, got {target}")
+        if not learning_rate > 0:
+            raise ValueError(f"`learning_rate` must be greater than 0, got {learning_rate}")
+        if not 0 < minimum <= initial <= maximum:
+            raise ValueError(
+                f"`initial` must lie between `minimum` and `maximum`, both greater than 0, got {initial}, "
+                f"{minimum} and {maximum}"
+            )
+        self.target = target
+        self.learning_rate = learning_rate
+        self.minimum, self.maximum = minimum, maximum
+        self.coefficient = initial
+
+    def __call__(self, progress_remaining: float) -> float:
+        return self.coefficient
+
+    def update(self, divergence: float) -> None:
+        # a single update moves the coefficient by a factor e at most, whatever was measured
+        step = min(max(self.learning_rate * (divergence / self.target - 1), -1.0), 1.0)
+        self.coefficient = min(max(self.coefficient * math.exp(step), self.minimum), self.maximum)

@@ -1,0 +1,450 @@
+"""Divergence-Augmented Policy Optimization."""
+
+from typing import Any, Literal, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dapo.buffers import RolloutRing, RolloutRingSamples, StepRecorder
+from sb3_dapo.controllers import Controller
+from sb3_dapo.divergences import Divergence, get_divergence
+from sb3_dapo.estimators import importance_ratios
+
+SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
+
+# Truncation of the importance ratios that weight the value loss
+MAX_VALUE_WEIGHT = 3.0
+
+
+class DAPO(PPO):
+    """
+    Divergence-Augmented Policy Optimization (DAPO).
+
+    PPO with two additions: the loss holds a multi-step estimate of the Bregman divergence between the state-action
+    distributions of the policy being trained and of the policies that acted, and values and advantages are
+    V-trace's, so that the last ``n_rollouts`` rollouts can be reused and not only the newest one.
+
+    Paper: https://arxiv.org/abs/2501.15034 (Wang, Li, Xiong and Zhang, NeurIPS 2019)
+
+    Every parameter of SB3's PPO has its name, its meaning and its default. With ``divergence_coef=0``,
+    ``n_rollouts=1`` and ``advantage="gae"`` this is PPO, bit for bit.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
+    :param n_steps: The number of steps to run for each environment per update; a rollout has ``n_steps * n_envs``
+        transitions
+    :param batch_size: Minibatch size
+    :param n_epochs: Number of passes over the kept rollouts per update. A transition is used
+        ``n_epochs * n_rollouts`` times before it is dropped
+    :param gamma: Discount factor
+    :param gae_lambda: lambda of the V-trace targets, or of GAE
+    :param clip_range: Clipping parameter of the policy loss, it can be a function of the current progress remaining
+    :param clip_range_vf: Clipping parameter of the value function, likewise; ``None`` for no clipping. It depends on
+        the scale of the rewards
+    :param normalize_advantage: ``True``: subtract the minibatch's mean and divide by its standard deviation;
+        ``"rms"``: divide by the root mean square and keep the mean, as in the paper; ``False``: neither
+    :param ent_coef: Entropy coefficient of the loss
+    :param vf_coef: Value function coefficient of the loss
+    :param max_grad_norm: The maximum norm of the gradient
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE, -1: only at the beginning of a
+        rollout
+    :param rollout_buffer_class: :class:`~sb3_dapo.buffers.RolloutRing` (the default) or a subclass of it
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param target_kl: Stop an update when the KL divergence from the policy that it began with exceeds 1.5 times this;
+        ``None`` for no limit
+    :param stats_window_size: Number of episodes that the rollout statistics average over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :param divergence: divergence between the policy being trained and those that acted: a name in
+        :data:`~sb3_dapo.divergences.DIVERGENCES` or a :class:`~sb3_dapo.divergences.Divergence`
+    :param divergence_coef: 1/eta of eq. 7, weight of the divergence: a number, a function of the current progress
+        remaining, or a :class:`~sb3_dapo.controllers.Controller` that adapts it
+    :param divergence_steps: steps after a transition whose divergence counts for it: ``None`` for the rest of the
+        trajectory, 0 for the 1-step variant
+    :param divergence_lambda: lambda of the divergence's traces; ``None`` for ``gae_lambda``
+    :param divergence_c_bar: truncation of the importance ratios in the divergence's traces (c_bar_D)
+    :param rho_bar: V-trace's truncation of the importance ratios in the temporal differences
+    :param c_bar: V-trace's truncation of the importance ratios in the traces, at most ``rho_bar``
+    :param n_rollouts: K, rollouts kept for reuse
+    :param advantage: ``"vtrace"``, or ``"gae"``: fixed at collection, as in PPO
+    :param policy_loss: ``"clip"``: PPO's clipped surrogate with the divergence added (PPO+DA); ``"plain"``: eq. 7;
+        ``"clip_augmented"``: clip the surrogate of the augmented advantage ``A - D/eta`` as a whole
+    :param exact_targets: compute the targets of each epoch from a forward pass over the kept rollouts, instead of the
+        values and log-probs known from each transition's last visit. Costs a forward pass per epoch
+    :raises ValueError: if an argument is out of its range, or unsound for the environment's action space
+    """
+
+    rollout_buffer: RolloutRing
+    divergence: Divergence
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool | Literal["rms"] = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        divergence: str | Divergence = "kl",
+        divergence_coef: float | Schedule | Controller = 0.1,
+        divergence_steps: int | None = None,
+        divergence_lambda: float | None = None,
+        divergence_c_bar: float = 1.0,
+        rho_bar: float = 1.0,
+        c_bar: float = 1.0,
+        n_rollouts: int = 1,
+        advantage: Literal["vtrace", "gae"] = "vtrace",
+        policy_loss: Literal["clip", "plain", "clip_augmented"] = "clip",
+        exact_targets: bool = False,
+    ) -> None:
+        _check("env", env, env is None or isinstance(env, str | gym.Env | VecEnv), "an id, a gymnasium.Env or a VecEnv")
+        _check_int("n_steps", n_steps, 1)
+        _check_int("batch_size", batch_size, 1)
+        try:
+            super().__init__(
+                policy,
+                env,
+                learning_rate=learning_rate,
+                n_steps=n_steps,
+                batch_size=batch_size,
+                n_epochs=n_epochs,
+                gamma=gamma,
+                gae_lambda=gae_lambda,
+                clip_range=clip_range,
+                clip_range_vf=clip_range_vf,
+                normalize_advantage=False,  # PPO would assert on the batch size, which _check_arguments looks at
+                ent_coef=ent_coef,
+                vf_coef=vf_coef,
+                max_grad_norm=max_grad_norm,
+                use_sde=use_sde,
+                sde_sample_freq=sde_sample_freq,
+                rollout_buffer_class=rollout_buffer_class,
+                rollout_buffer_kwargs=rollout_buffer_kwargs,
+                target_kl=target_kl,
+                stats_window_size=stats_window_size,
+                tensorboard_log=tensorboard_log,
+                policy_kwargs=policy_kwargs,
+                verbose=verbose,
+                seed=seed,
+                device=device,
+                _init_setup_model=False,
+            )
+        except AssertionError as error:  # SB3's way to refuse an action space
+            raise ValueError(str(error)) from error
+        self.normalize_advantage = normalize_advantage  # type: ignore[assignment]
+        self.divergence = divergence  # type: ignore[assignment]
+        self.divergence_coef = divergence_coef
+        self.divergence_steps = divergence_steps
+        self.divergence_lambda = divergence_lambda
+        self.divergence_c_bar = divergence_c_bar
+        self.rho_bar = rho_bar
+        self.c_bar = c_bar
+        self.n_rollouts = n_rollouts
+        self.advantage = advantage
+        self.policy_loss = policy_loss
+        self.exact_targets = exact_targets
+        self._policy_version = 0  # updates that the policy has seen
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        # Here and not in __init__, as load() sets the attributes after __init__
+        self._check_arguments()
+        self.divergence = get_divergence(self.divergence)
+        self.divergence.check_action_space(self.action_space)
+        if self.rollout_buffer_class is None:
+            self.rollout_buffer_class = RolloutRing
+        self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, "n_rollouts": self.n_rollouts}
+        super()._setup_model()
+        if not isinstance(self.divergence_coef, Controller):
+            self.divergence_coef = FloatSchedule(self.divergence_coef)
+
+    def _check_arguments(self) -> None:
+        """
+        :raises ValueError: naming the argument, its value and what is allowed
+        """
+        for name in ("n_steps", "batch_size", "n_epochs", "n_rollouts"):
+            _check_int(name, getattr(self, name), 1)
+        for name in ("gamma", "gae_lambda"):
+            _check_number(name, getattr(self, name), 0, 1)
+        for name in ("divergence_c_bar", "c_bar", "ent_coef", "vf_coef", "max_grad_norm"):
+            _check_number(name, getattr(self, name), 0)
+        _check_number("rho_bar", self.rho_bar, 0)
+        if self.divergence_lambda is not None:
+            _check_number("divergence_lambda", self.divergence_lambda, 0, 1)
+        if self.divergence_steps is not None:
+            _check_int("divergence_steps", self.divergence_steps, 0)
+        if self.target_kl is not None:
+            _check_number("target_kl", self.target_kl, 0)
+        for name in ("learning_rate", "clip_range", "clip_range_vf", "divergence_coef"):
+            value = getattr(self, name)
+            if not callable(value) and not (value is None and name == "clip_range_vf"):
+                _check_number(name, value, 0)
+        _check("advantage", self.advantage, self.advantage in ("vtrace", "gae"), "'vtrace' or 'gae'")
+        _check(
+            "policy_loss",
+            self.policy_loss,
+            self.policy_loss in ("clip", "plain", "clip_augmented"),
+            "'clip', 'plain' or 'clip_augmented'",
+        )
+        normalize = self.normalize_advantage
+        _check(
+            "normalize_advantage", normalize, isinstance(normalize, bool) or normalize == "rms", "True, False or 'rms'"
+        )
+        _check("exact_targets", self.exact_targets, isinstance(self.exact_targets, bool), "True or False")
+        if self.advantage == "vtrace":
+            _check("rho_bar", self.rho_bar, self.rho_bar >= self.c_bar, f"at least `c_bar` ({self.c_bar})")
+        if normalize:
+            reason = "as the advantages of a minibatch are normalized"
+            _check("batch_size", self.batch_size, self.batch_size > 1, f"at least 2, {reason}")
+            rollout = f"n_steps={self.n_steps} * n_envs={self.n_envs}"
+            _check("n_steps * n_envs", rollout, self.n_steps * self.n_envs > 1, f"at least 2, {reason}")
+        buffer_class = self.rollout_buffer_class
+        _check(
+            "rollout_buffer_class",
+            buffer_class,
+            buffer_class is None or (isinstance(buffer_class, type) and issubclass(buffer_class, RolloutRing)),
+            "a subclass of sb3_dapo.buffers.RolloutRing",
+        )
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        assert isinstance(rollout_buffer, RolloutRing)
+        rollout_buffer.acting_version = self._policy_version
+        return super().collect_rollouts(StepRecorder(env, rollout_buffer), callback, rollout_buffer, n_rollout_steps)
+
+    def train(self) -> None:
+        """Update the policy from the kept rollouts."""
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        progress_remaining = self._current_progress_remaining
+        clip_range = self.clip_range(progress_remaining)  # type: ignore[operator]
+        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(progress_remaining)  # type: ignore[operator]
+        divergence_coef = self.divergence_coef(progress_remaining)  # type: ignore[operator]
+
+        self.rollout_buffer.begin_update()
+        all_stats = []
+        continue_training = True
+        for epoch in range(self.n_epochs):
+            self._update_targets()
+            for samples in self.rollout_buffer.get(self.batch_size):
+                actions = samples.actions
+                values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, actions)  # type: ignore[arg-type]
+                values = values.flatten()
+                self.rollout_buffer.record_visit(samples.indices, values, log_prob)
+                loss, stats = self._loss(
+                    samples, values, log_prob, entropy, clip_range, clip_range_vf, divergence_coef
+                )
+                all_stats.append(th.stack(list(stats.values())))
+
+                if self.target_kl is not None:
+                    approx_kl = stats["approx_kl"].item()
+                    if approx_kl > 1.5 * self.target_kl:
+                        continue_training = False
+                        if self.verbose >= 1:
+                            print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
+                        break
+
+                self.policy.optimizer.zero_grad()
+                loss.backward()
+                th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
+
+            self._n_updates += 1
+            if not continue_training:
+                break
+        self._policy_version += 1
+
+        # The only transfer from the device: means over all minibatches of the update
+        means = dict(zip(stats, th.stack(all_stats).mean(dim=0).tolist(), strict=True))
+        if isinstance(self.divergence_coef, Controller):
+            self.divergence_coef.update(means["behavior_kl"])
+
+        for name, value in means.items():
+            self.logger.record(f"train/{name}", value)
+        self.logger.record("train/explained_variance", self.rollout_buffer.explained_variance())
+        self.logger.record("train/policy_lag", np.mean(self.rollout_buffer.ages(self._policy_version - 1)))
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_range)
+        if clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", clip_range_vf)
+        self.logger.record("train/divergence_coef", divergence_coef)
+
+    def _loss(
+        self,
+        samples: RolloutRingSamples,
+        values: th.Tensor,
+        log_prob: th.Tensor,
+        entropy: th.Tensor | None,
+        clip_range: float,
+        clip_range_vf: float | None,
+        divergence_coef: float,
+    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """
+        The loss of a minibatch: policy (eq. 7, divided by eta), entropy and value.
+
+        :param samples: the minibatch, all of shape ``(B,)``
+        :param values: V(s) of the policy being trained, shape ``(B,)``
+        :param log_prob: log pi(a|s), shape ``(B,)``
+        :param entropy: entropy of pi(.|s), shape ``(B,)``, or None if it has no closed form
+        :param clip_range: clipping parameter of the policy loss
+        :param clip_range_vf: clipping parameter of the value function
+        :param divergence_coef: 1/eta
+        :return: the loss, and what to log, all scalars on the device
+        """
+        advantages = self._normalize(samples.advantages)
+        ratio = importance_ratios(log_prob, samples.behavior_log_prob)
+        weights = ratio.detach()
+
+        # D is a constant for the gradient; its first term is that of the policy as it is now
+        f = self.divergence(log_prob.detach(), samples.behavior_log_prob)
+        divergences = f + samples.future_divergence
+        divergence_loss = th.mean(ratio * divergences)
+
+        if self.policy_loss == "clip_augmented":
+            advantages = advantages - divergence_coef * divergences
+        policy_loss = -th.mean(advantages * ratio)
+        if self.policy_loss != "plain":
+            clipped_ratio = th.clamp(ratio, 1 - clip_range, 1 + clip_range)
+            policy_loss = -th.min(advantages * ratio, advantages * clipped_ratio).mean()
+
+        if clip_range_vf is not None:
+            # Clip the difference between old and new value
+            values = samples.old_values + th.clamp(values - samples.old_values, -clip_range_vf, clip_range_vf)
+        squared_errors = (samples.returns - values) ** 2
+        if self.advantage == "vtrace":
+            squared_errors = weights.clamp(max=MAX_VALUE_WEIGHT) * squared_errors
+        value_loss = th.mean(squared_errors)
+
+        # Approximate entropy when there is no analytical form
+        entropy_loss = -th.mean(-log_prob if entropy is None else entropy)
+
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        if self.policy_loss != "clip_augmented" and divergence_coef > 0:
+            loss = loss + divergence_coef * divergence_loss
+
+        with th.no_grad():
+            stats = {
+                "loss": loss,
+                "policy_gradient_loss": policy_loss,
+                "value_loss": value_loss,
+                "entropy_loss": entropy_loss,
+                "divergence_loss": divergence_loss,
+                "divergence": divergences.mean(),
+                "approx_kl": _approx_kl(log_prob - samples.old_log_prob),
+                "behavior_kl": _approx_kl(log_prob - samples.behavior_log_prob),
+                "clip_fraction": ((weights - 1).abs() > clip_range).float().mean(),
+                "ratio_mean": weights.mean(),
+                "rho_clip_fraction": (weights > self.rho_bar).float().mean(),
+            }
+        return loss, {name: value.detach() for name, value in stats.items()}
+
+    def _normalize(self, advantages: th.Tensor) -> th.Tensor:
+        # A minibatch of one has no standard deviation
+        if not self.normalize_advantage or len(advantages) == 1:
+            return advantages
+        if self.normalize_advantage == "rms":
+            return advantages / (advantages.square().mean().sqrt() + 1e-8)
+        return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+    @th.no_grad()
+    def _update_targets(self) -> None:
+        """Compute the targets of an epoch."""
+        buffer = self.rollout_buffer
+        if self.exact_targets:
+            for samples in buffer.get(self.batch_size, shuffle=False):
+                values, log_prob, _ = self.policy.evaluate_actions(samples.observations, samples.actions)  # type: ignore[arg-type]
+                buffer.record_visit(samples.indices, values.flatten(), log_prob)
+        bootstrap_values = None
+        if self.advantage == "vtrace":
+            observations = buffer.bootstrap_observations(self.batch_size)
+            bootstrap_values = th.cat([self.policy.predict_values(obs).flatten() for obs in observations])  # type: ignore[arg-type]
+        buffer.update_targets(
+            self.divergence,
+            bootstrap_values,
+            rho_bar=self.rho_bar,
+            c_bar=self.c_bar,
+            divergence_lambda=self.gae_lambda if self.divergence_lambda is None else self.divergence_lambda,
+            divergence_c_bar=self.divergence_c_bar,
+            divergence_steps=self.divergence_steps,
+        )
+
+    def learn(
+        self: SelfDAPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "DAPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDAPO:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+
+def _approx_kl(log_ratio: th.Tensor) -> th.Tensor:
+    """Unbiased estimate of KL(q || p) from samples of q, with log_ratio = log p - log q (Schulman's k3)."""
+    log_ratio = log_ratio.detach()
+    return th.mean(th.expm1(log_ratio) - log_ratio)
+
+
+def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
+    if not is_allowed:
+        raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
+
+
+def _check_int(name: str, value: object, minimum: int) -> None:
+    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    _check(name, value, is_int and value >= minimum, f"an integer of at least {minimum}")  # type: ignore[operator]
+
+
+def _check_number(name: str, value: object, minimum: float, maximum: float = float("inf")) -> None:
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    allowed = f"a number of at least {minimum}" if maximum == float("inf") else f"a number in [{minimum}, {maximum}]"
+    _check(name, value, is_number and minimum <= value <= maximum, allowed)  # type: ignore[operator]
