@@ -1,6 +1,6 @@
 """The ring of the last K rollouts, with the log-probs of the policies that collected them."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ from sb3_dapo.divergences import Divergence
 from sb3_dapo.estimators import future_divergence, importance_ratios, vtrace
 
 Observations = th.Tensor | TensorDict
+
+PLAIN = "observation"
 
 
 class RolloutRingSamples(NamedTuple):
@@ -37,6 +39,53 @@ class RolloutRingSamples(NamedTuple):
     """Targets of the value function."""
     future_divergence: th.Tensor
     """D - f: what the steps that follow contribute to the multi-step divergence."""
+
+
+class RingStore:
+    """
+    One kind of array of the kept rollouts, ``(K, N, T, *shape)``, on the training device.
+
+    A rollout is collected into ``collected``, a NumPy array ``(T, N, *shape)``. On the CPU that is the ring's own
+    memory; for other devices it is an array in host memory, sent there whole when the rollout is complete.
+
+    :param ring_shape: ``(K, N, T)``
+    :param shape: of an element
+    :param dtype: of an element
+    :param device: PyTorch device
+    """
+
+    collected: np.ndarray
+
+    def __init__(
+        self, ring_shape: tuple[int, int, int], shape: tuple[int, ...], dtype: th.dtype, device: th.device
+    ) -> None:
+        self.kept = th.zeros((*ring_shape, *shape), dtype=dtype, device=device)
+
+    def begin(self, slot: int) -> None:
+        """:param slot: place of the rollout that will be collected"""
+        place = self.kept[slot].transpose(0, 1)
+        self.collected = place.numpy() if place.device.type == "cpu" else th.zeros_like(place, device="cpu").numpy()
+
+    def write(self, step: int, elements: np.ndarray) -> None:
+        """
+        :param step: t
+        :param elements: of all environments, N times the shape
+        """
+        place = self.collected[step]
+        # SB3 keeps Discrete observations as (N, 1), and actions flat
+        place[...] = elements.reshape(place.shape)
+
+    def commit(self, slot: int) -> None:
+        """:param slot: place of the rollout that is complete"""
+        if self.kept.device.type != "cpu":
+            self.kept[slot].copy_(th.from_numpy(self.collected).transpose(0, 1))
+
+    def gather(self, indices: th.Tensor) -> th.Tensor:
+        """
+        :param indices: positions in the ring, shape ``(B,)``
+        :return: elements, shape ``(B, *shape)``
+        """
+        return self.kept.flatten(0, 2)[indices]
 
 
 class RolloutRing(RolloutBuffer):
@@ -73,7 +122,10 @@ class RolloutRing(RolloutBuffer):
         n_envs: int = 1,
         n_rollouts: int = 1,
     ) -> None:
-        super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+        # RolloutBuffer's own __init__ would call reset() before the ring is there
+        super(RolloutBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs)
+        self.gae_lambda = gae_lambda
+        self.gamma = gamma
         self.n_rollouts = n_rollouts
         self.n_kept = 0  # complete rollouts, in the slots 0, 1, ...
         self.slot = 0  # of the newest rollout
@@ -81,14 +133,18 @@ class RolloutRing(RolloutBuffer):
         self.acting_version = 0
 
         shape = (n_rollouts, n_envs, buffer_size)
-        self.kept_observations = self._empty_observations(shape)
-        self.last_observations = self._empty_observations((n_rollouts, n_envs))
+        # Observations are dicts here; those of a space that is not Dict have the one key PLAIN
+        is_dict = isinstance(observation_space, spaces.Dict)
+        self.obs_spaces = observation_space.spaces if is_dict else {PLAIN: observation_space}  # type: ignore[attr-defined]
+        self.obs_shapes: dict[str, tuple[int, ...]] = self.obs_shape if is_dict else {PLAIN: self.obs_shape}  # type: ignore[assignment, dict-item]
+        self.observation_stores = {
+            key: RingStore(shape, self.obs_shapes[key], _storage_dtype(space), self.device)
+            for key, space in self.obs_spaces.items()
+        }
         is_discrete = isinstance(action_space, spaces.Discrete)
-        is_integer = isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete))
-        self.kept_actions = th.zeros(
-            (*shape,) if is_discrete else (*shape, self.action_dim),
-            dtype=th.int64 if is_integer else th.float32,
-            device=self.device,
+        is_integer = isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete)
+        self.action_store = RingStore(
+            shape, () if is_discrete else (self.action_dim,), th.int64 if is_integer else th.float32, self.device
         )
         self.kept_rewards = th.zeros(shape, device=self.device)
         self.terminated = th.zeros(shape, dtype=th.bool, device=self.device)
@@ -101,21 +157,11 @@ class RolloutRing(RolloutBuffer):
         self.kept_advantages = th.zeros(shape, device=self.device)
         self.kept_returns = th.zeros(shape, device=self.device)
         self.future_divergences = th.zeros(shape, device=self.device)
-        # Per rollout, where episodes were truncated, as n * T + t, and the observations that they ended with
-        self.terminal_positions = [th.zeros(0, dtype=th.int64, device=self.device) for _ in range(n_rollouts)]
-        self.terminal_observations = [self._empty_observations((0,)) for _ in range(n_rollouts)]
-
-    def _empty_observations(self, shape: tuple[int, ...]) -> Observations:
-        def empty(space: spaces.Space[Any], obs_shape: tuple[int, ...]) -> th.Tensor:
-            # policies compute in float32: storing more would only take memory
-            dtype = np.dtype(np.float32) if space.dtype == np.float64 else np.dtype(space.dtype)
-            return th.zeros((*shape, *obs_shape), dtype=th.from_numpy(np.empty(0, dtype)).dtype, device=self.device)
-
-        if isinstance(self.observation_space, spaces.Dict):
-            assert isinstance(self.obs_shape, dict)
-            return {key: empty(space, self.obs_shape[key]) for key, space in self.observation_space.spaces.items()}
-        assert isinstance(self.obs_shape, tuple)
-        return empty(self.observation_space, self.obs_shape)
+        # Per rollout: the observations after its last step, (N, *obs_shape), followed by those that truncated episodes
+        # ended with; and where these episodes were truncated, as n * T + t
+        self.bootstrap_observations: list[TensorDict] = [{} for _ in range(n_rollouts)]
+        self.truncation_positions = [th.zeros(0, dtype=th.int64, device=self.device) for _ in range(n_rollouts)]
+        self.reset()
 
     # --- collection -----------------------------------------------------------------------------
 
@@ -123,6 +169,8 @@ class RolloutRing(RolloutBuffer):
         """Begin a new rollout, in the place of the oldest one if the ring is full, or of one that was cut short."""
         if self.full:
             self.slot = (self.slot + 1) % self.n_rollouts
+        for store in (*self.observation_stores.values(), self.action_store):
+            store.begin(self.slot)
         shape = (self.buffer_size, self.n_envs)
         self.rewards, self.values, self.log_probs, self.episode_starts, self.advantages, self.returns = (
             np.zeros(shape, dtype=np.float32) for _ in range(6)
@@ -130,11 +178,21 @@ class RolloutRing(RolloutBuffer):
         self._raw_rewards = np.zeros(shape, dtype=np.float32)
         self._terminated = np.zeros(shape, dtype=bool)
         self._truncated = np.zeros(shape, dtype=bool)
-        self._terminal_positions: list[int] = []
-        self._terminal_observations: list[Any] = []
-        self._next_observations: Any = None
+        self._truncation_positions: list[int] = []
+        self._terminal_observations: list[dict[str, np.ndarray]] = []
+        self._next_observations: dict[str, np.ndarray] = {}
         self.pos = 0
         self.full = False
+
+    @property
+    def observations(self) -> Any:  # type: ignore[override]
+        """Observations of the newest rollout as far as it is collected: ``(T, N, *obs_shape)``, or a dict of them."""
+        return self._from_dict({key: store.collected for key, store in self.observation_stores.items()})
+
+    @property
+    def actions(self) -> np.ndarray:  # type: ignore[override]
+        """Actions of the newest rollout as far as it is collected, ``(T, N, action_dim)``."""
+        return self.action_store.collected.reshape(self.buffer_size, self.n_envs, self.action_dim)
 
     def record_step(
         self, new_obs: VecEnvObs, rewards: np.ndarray, dones: np.ndarray, infos: Sequence[dict[str, Any]]
@@ -147,15 +205,17 @@ class RolloutRing(RolloutBuffer):
         :param dones: whether the episodes ended, shape ``(N,)``
         :param infos: info dicts; ``TimeLimit.truncated`` and ``terminal_observation`` are read
         """
-        self._next_observations = new_obs
+        self._next_observations = self._to_dict(new_obs)
         self._raw_rewards[self.pos] = rewards
         for n in np.flatnonzero(dones):
             # the condition by which SB3 bootstraps
             terminal_observation = infos[n].get("terminal_observation")
             if infos[n].get("TimeLimit.truncated", False) and terminal_observation is not None:
                 self._truncated[self.pos, n] = True
-                self._terminal_positions.append(int(n) * self.buffer_size + self.pos)
-                self._terminal_observations.append(terminal_observation)
+                self._truncation_positions.append(int(n) * self.buffer_size + self.pos)
+                # copied, as an environment may go on writing into its array
+                copies = {key: np.array(obs) for key, obs in self._to_dict(terminal_observation).items()}
+                self._terminal_observations.append(copies)
             else:
                 self._terminated[self.pos, n] = True
 
@@ -178,8 +238,9 @@ class RolloutRing(RolloutBuffer):
         :param value: V(s)
         :param log_prob: log mu(a|s)
         """
-        _write(self.kept_observations, (self.slot, slice(None), self.pos), obs)
-        _write(self.kept_actions, (self.slot, slice(None), self.pos), action)
+        for key, observations in self._to_dict(obs).items():
+            self.observation_stores[key].write(self.pos, observations)
+        self.action_store.write(self.pos, action)
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start
         self.values[self.pos] = value.detach().cpu().numpy().flatten()
@@ -194,6 +255,8 @@ class RolloutRing(RolloutBuffer):
         :param dones: whether the last step ended an episode, shape ``(N,)``
         """
         super().compute_returns_and_advantage(last_values, dones)
+        for store in (*self.observation_stores.values(), self.action_store):
+            store.commit(self.slot)
         for kept, collected in (
             (self.kept_rewards, self._raw_rewards),
             (self.terminated, self._terminated),
@@ -205,16 +268,28 @@ class RolloutRing(RolloutBuffer):
             (self.kept_returns, self.returns),
         ):
             kept[self.slot].copy_(th.from_numpy(collected).t())
-        _write(self.last_observations, (self.slot,), self._next_observations)
-        self.terminal_positions[self.slot] = th.tensor(
-            self._terminal_positions, dtype=th.int64, device=self.device
-        )
-        self.terminal_observations[self.slot] = self._empty_observations((len(self._terminal_observations),))
-        for i, terminal_observation in enumerate(self._terminal_observations):
-            _write(self.terminal_observations[self.slot], (i,), terminal_observation)
+        self.bootstrap_observations[self.slot] = {
+            key: self._stack(key, [*next_observations, *(obs[key] for obs in self._terminal_observations)])
+            for key, next_observations in self._next_observations.items()
+        }
+        self.truncation_positions[self.slot] = th.tensor(self._truncation_positions, dtype=th.int64, device=self.device)
         self.versions[self.slot] = self.acting_version
         self.n_kept = max(self.n_kept, self.slot + 1)
         self.full = True
+
+    def _stack(self, key: str, observations: list[np.ndarray]) -> th.Tensor:
+        """Observations as a tensor ``(len(observations), *obs_shape)`` of the type they are kept in."""
+        store = self.observation_stores[key]
+        stacked = np.stack(observations).reshape(-1, *self.obs_shapes[key])
+        return th.as_tensor(stacked, dtype=store.kept.dtype, device=self.device)
+
+    def _to_dict(self, observations: Any) -> dict[str, np.ndarray]:
+        if isinstance(self.observation_space, spaces.Dict):
+            return observations  # type: ignore[no-any-return]
+        return {PLAIN: np.asarray(observations)}
+
+    def _from_dict(self, observations: dict[str, Any]) -> Any:
+        return observations if isinstance(self.observation_space, spaces.Dict) else observations[PLAIN]
 
     # --- learning -------------------------------------------------------------------------------
 
@@ -234,19 +309,16 @@ class RolloutRing(RolloutBuffer):
         self.latest_values.view(-1)[indices] = values.detach()
         self.latest_log_probs.view(-1)[indices] = log_prob.detach()
 
-    def bootstrap_observations(self, batch_size: int) -> list[Observations]:
+    def bootstrap_batches(self, batch_size: int) -> Iterator[Observations]:
         """
         :param batch_size: B
-        :return: the observations whose values end the trajectories, in minibatches of B at most: the last ones of the
-            ``n_kept * N`` trajectories, followed by the terminal ones of their truncated episodes
+        :return: the observations whose values end the trajectories and the truncated episodes, rollout by rollout, in
+            minibatches of B at most
         """
-        last = _map(lambda x: x[: self.n_kept].flatten(0, 1), self.last_observations)
-        observations = _map(lambda *parts: th.cat(parts), last, *self.terminal_observations[: self.n_kept])
-        n_observations = self.n_kept * self.n_envs + sum(map(len, self.terminal_positions[: self.n_kept]))
-        return [
-            _map(lambda x: x[start : start + batch_size], observations)  # noqa: B023
-            for start in range(0, n_observations, batch_size)
-        ]
+        kept = self.bootstrap_observations[: self.n_kept]
+        batches = {key: th.cat([obs[key] for obs in kept]).split(batch_size) for key in self.obs_spaces}
+        for batch in zip(*batches.values(), strict=True):
+            yield self._from_dict(dict(zip(batches, batch, strict=True)))
 
     def update_targets(
         self,
@@ -263,7 +335,7 @@ class RolloutRing(RolloutBuffer):
         Compute the targets of an epoch from the latest known values and log-probs.
 
         :param divergence: gives f
-        :param bootstrap_values: values of :meth:`bootstrap_observations`; ``None`` leaves the advantages and returns
+        :param bootstrap_values: values of :meth:`bootstrap_batches`; ``None`` leaves the advantages and returns
             as they are, fixed at collection by GAE
         :param rho_bar: see :func:`~sb3_dapo.estimators.vtrace`
         :param c_bar: see :func:`~sb3_dapo.estimators.vtrace`
@@ -308,14 +380,12 @@ class RolloutRing(RolloutBuffer):
 
     def _next_values(self, bootstrap_values: th.Tensor) -> th.Tensor:
         """Value of the state that follows each step in the same episode, shape ``(n_kept * N, T)``."""
-        n_trajectories = self.n_kept * self.n_envs
-        next_values = self.latest_values[: self.n_kept].flatten(0, 1).roll(-1, dims=1)
-        next_values[:, -1] = bootstrap_values[:n_trajectories]
-        positions = [
-            slot * self.n_envs * self.buffer_size + self.terminal_positions[slot] for slot in range(self.n_kept)
-        ]
-        next_values.view(-1)[th.cat(positions)] = bootstrap_values[n_trajectories:]
-        return next_values
+        next_values = self.latest_values[: self.n_kept].roll(-1, dims=2)
+        sizes = [self.n_envs + len(positions) for positions in self.truncation_positions[: self.n_kept]]
+        for slot, values in enumerate(bootstrap_values.split(sizes)):
+            next_values[slot, :, -1] = values[: self.n_envs]
+            next_values[slot].view(-1)[self.truncation_positions[slot]] = values[self.n_envs :]
+        return next_values.flatten(0, 1)
 
     def get(
         self, batch_size: int | None = None, shuffle: bool = True
@@ -333,8 +403,6 @@ class RolloutRing(RolloutBuffer):
         n_transitions = self.n_kept * self.n_envs * self.buffer_size
         # NumPy's generator, like SB3: the order is the same as PPO's for the same seed
         order = np.random.permutation(n_transitions) if shuffle else np.arange(n_transitions)
-        observations = _map(lambda x: x.flatten(0, 2), self.kept_observations)
-        actions = self.kept_actions.flatten(0, 2)
         scalars = th.stack(
             [
                 x.view(-1)[:n_transitions]
@@ -349,10 +417,11 @@ class RolloutRing(RolloutBuffer):
             ]
         )
         for indices in th.from_numpy(order).to(self.device).split(batch_size or n_transitions):
+            observations = {key: store.gather(indices) for key, store in self.observation_stores.items()}
             yield RolloutRingSamples(
                 indices,
-                _map(lambda x: x[indices], observations),  # noqa: B023
-                actions[indices],
+                self._from_dict(observations),
+                self.action_store.gather(indices),
                 *scalars.index_select(1, indices),
             )
 
@@ -361,7 +430,11 @@ class RolloutRing(RolloutBuffer):
         :return: share of the variance of the returns that the values explain, as SB3 logs it; NaN if they don't vary
         """
         returns, values = self.kept_returns[: self.n_kept], self.old_values[: self.n_kept]
-        return (1 - (returns - values).var() / returns.var()).item() if returns.numel() > 1 and returns.var() > 0 else float("nan")
+        return (
+            (1 - (returns - values).var() / returns.var()).item()
+            if returns.numel() > 1 and returns.var() > 0
+            else float("nan")
+        )
 
     def ages(self, version: int) -> np.ndarray:
         """
@@ -396,20 +469,7 @@ class StepRecorder(VecEnvWrapper):
         return new_obs, rewards, dones, infos
 
 
-def _map(function: Callable[..., th.Tensor], *observations: Observations) -> Observations:
-    """Apply a function to observations, key by key if they are dicts."""
-    first = observations[0]
-    if isinstance(first, dict):
-        return {key: function(*(obs[key] for obs in observations)) for key in first}  # type: ignore[index]
-    return function(*observations)
-
-
-def _write(target: Observations, index: tuple[Any, ...], source: Any) -> None:
-    """Write arrays into tensors at an index, key by key if they are dicts."""
-    if isinstance(target, dict):
-        for key, tensor in target.items():
-            _write(tensor, index, source[key])
-    else:
-        place = target[index]
-        # reshape: SB3 keeps Discrete observations as (N, 1), and actions flat
-        place.copy_(th.as_tensor(np.asarray(source)).reshape(place.shape))
+def _storage_dtype(space: spaces.Space[Any]) -> th.dtype:
+    # Policies compute in float32: to keep more would only take memory
+    dtype = np.float32 if space.dtype == np.float64 else space.dtype
+    return th.from_numpy(np.empty(0, dtype)).dtype

@@ -16,12 +16,27 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dapo.buffers import RolloutRing, RolloutRingSamples, StepRecorder
 from sb3_dapo.controllers import Controller
 from sb3_dapo.divergences import Divergence, get_divergence
-from sb3_dapo.estimators import importance_ratios
+from sb3_dapo.estimators import MAX_LOG_RATIO, importance_ratios
 
 SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
 
 # Truncation of the importance ratios that weight the value loss
 MAX_VALUE_WEIGHT = 3.0
+
+# Logged as "train/...", in the order of DAPO._summarize
+LOGGED_MEANS = (
+    "loss",
+    "policy_gradient_loss",
+    "value_loss",
+    "entropy_loss",
+    "divergence_loss",
+    "divergence",
+    "approx_kl",
+    "behavior_kl",
+    "clip_fraction",
+    "ratio_mean",
+    "rho_clip_fraction",
+)
 
 
 class DAPO(PPO):
@@ -260,23 +275,22 @@ class DAPO(PPO):
         clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(progress_remaining)  # type: ignore[operator]
         divergence_coef = self.divergence_coef(progress_remaining)  # type: ignore[operator]
 
+        parameters = list(self.policy.parameters())
         self.rollout_buffer.begin_update()
-        all_stats = []
+        epoch_stats = []
         continue_training = True
         for epoch in range(self.n_epochs):
             self._update_targets()
+            all_stats = []
             for samples in self.rollout_buffer.get(self.batch_size):
-                actions = samples.actions
-                values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, actions)  # type: ignore[arg-type]
+                values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, samples.actions)  # type: ignore[arg-type]
                 values = values.flatten()
                 self.rollout_buffer.record_visit(samples.indices, values, log_prob)
-                loss, stats = self._loss(
-                    samples, values, log_prob, entropy, clip_range, clip_range_vf, divergence_coef
-                )
-                all_stats.append(th.stack(list(stats.values())))
+                loss, stats = self._loss(samples, values, log_prob, entropy, clip_range, clip_range_vf, divergence_coef)
+                all_stats.append(stats)
 
                 if self.target_kl is not None:
-                    approx_kl = stats["approx_kl"].item()
+                    approx_kl = _approx_kl(stats["update_log_ratio"]).item()
                     if approx_kl > 1.5 * self.target_kl:
                         continue_training = False
                         if self.verbose >= 1:
@@ -285,16 +299,17 @@ class DAPO(PPO):
 
                 self.policy.optimizer.zero_grad()
                 loss.backward()
-                th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
                 self.policy.optimizer.step()
 
+            epoch_stats.append(self._summarize(all_stats, clip_range))
             self._n_updates += 1
             if not continue_training:
                 break
         self._policy_version += 1
 
-        # The only transfer from the device: means over all minibatches of the update
-        means = dict(zip(stats, th.stack(all_stats).mean(dim=0).tolist(), strict=True))
+        # The only transfer from the device: means over all epochs
+        means = dict(zip(LOGGED_MEANS, th.stack(epoch_stats).mean(dim=0).tolist(), strict=True))
         if isinstance(self.divergence_coef, Controller):
             self.divergence_coef.update(means["behavior_kl"])
 
@@ -363,21 +378,43 @@ class DAPO(PPO):
         if self.policy_loss != "clip_augmented" and divergence_coef > 0:
             loss = loss + divergence_coef * divergence_loss
 
-        with th.no_grad():
-            stats = {
-                "loss": loss,
-                "policy_gradient_loss": policy_loss,
-                "value_loss": value_loss,
-                "entropy_loss": entropy_loss,
-                "divergence_loss": divergence_loss,
-                "divergence": divergences.mean(),
-                "approx_kl": _approx_kl(log_prob - samples.old_log_prob),
-                "behavior_kl": _approx_kl(log_prob - samples.behavior_log_prob),
-                "clip_fraction": ((weights - 1).abs() > clip_range).float().mean(),
-                "ratio_mean": weights.mean(),
-                "rho_clip_fraction": (weights > self.rho_bar).float().mean(),
-            }
+        stats = {
+            "loss": loss,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy_loss": entropy_loss,
+            "divergence_loss": divergence_loss,
+            "divergences": divergences,
+            "behavior_log_ratio": log_prob - samples.behavior_log_prob,
+            "update_log_ratio": log_prob - samples.old_log_prob,
+        }
         return loss, {name: value.detach() for name, value in stats.items()}
+
+    def _summarize(self, all_stats: list[dict[str, th.Tensor]], clip_range: float) -> th.Tensor:
+        """
+        :param all_stats: what :meth:`_loss` gave for the minibatches of an epoch
+        :param clip_range: clipping parameter of the policy loss
+        :return: the means of ``LOGGED_MEANS``, on the device
+        """
+        # All at once: on small networks a dozen tiny operations per minibatch would be felt
+        stats = {name: th.cat([stats[name].reshape(-1) for stats in all_stats]) for name in all_stats[0]}
+        behavior_log_ratio = stats["behavior_log_ratio"]
+        ratio = th.exp(behavior_log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
+        return th.stack(
+            [
+                stats["loss"].mean(),
+                stats["policy_loss"].mean(),
+                stats["value_loss"].mean(),
+                stats["entropy_loss"].mean(),
+                stats["divergence_loss"].mean(),
+                stats["divergences"].mean(),
+                _approx_kl(stats["update_log_ratio"]),
+                _approx_kl(behavior_log_ratio),
+                ((ratio - 1).abs() > clip_range).float().mean(),
+                ratio.mean(),
+                (ratio > self.rho_bar).float().mean(),
+            ]
+        )
 
     def _normalize(self, advantages: th.Tensor) -> th.Tensor:
         # A minibatch of one has no standard deviation
@@ -397,8 +434,9 @@ class DAPO(PPO):
                 buffer.record_visit(samples.indices, values.flatten(), log_prob)
         bootstrap_values = None
         if self.advantage == "vtrace":
-            observations = buffer.bootstrap_observations(self.batch_size)
-            bootstrap_values = th.cat([self.policy.predict_values(obs).flatten() for obs in observations])  # type: ignore[arg-type]
+            bootstrap_values = th.cat(
+                [self.policy.predict_values(obs).flatten() for obs in buffer.bootstrap_batches(self.batch_size)]  # type: ignore[arg-type]
+            )
         buffer.update_targets(
             self.divergence,
             bootstrap_values,
@@ -430,7 +468,6 @@ class DAPO(PPO):
 
 def _approx_kl(log_ratio: th.Tensor) -> th.Tensor:
     """Unbiased estimate of KL(q || p) from samples of q, with log_ratio = log p - log q (Schulman's k3)."""
-    log_ratio = log_ratio.detach()
     return th.mean(th.expm1(log_ratio) - log_ratio)
 
 
