@@ -3,6 +3,7 @@
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.dapo import DAPO
 from sb3_dapo.divergences import DIVERGENCES, Divergence
+from sb3_dapo.faults import NonFiniteError
 from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 __version__ = "0.1.0"
@@ -17,4 +18,5 @@ __all__ = [
     "DualController",
     "MlpPolicy",
     "MultiInputPolicy",
+    "NonFiniteError",
 ]

@@ -13,10 +13,26 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_dapo.divergences import Divergence
 from sb3_dapo.estimators import future_divergence, importance_ratios, vtrace
+from sb3_dapo.faults import NonFiniteError, check_finite
 
 Observations = th.Tensor | TensorDict
 
 PLAIN = "observation"
+
+# Attributes of RolloutRing that are tensors (K, N, T)
+KEPT_TENSORS = (
+    "kept_rewards",
+    "terminated",
+    "truncated",
+    "behavior_log_probs",
+    "latest_log_probs",
+    "latest_values",
+    "old_log_probs",
+    "old_values",
+    "kept_advantages",
+    "kept_returns",
+    "future_divergences",
+)
 
 
 class RolloutRingSamples(NamedTuple):
@@ -131,6 +147,7 @@ class RolloutRing(RolloutBuffer):
         self.slot = 0  # of the newest rollout
         self.versions = np.zeros(n_rollouts, dtype=np.int64)  # of the policies that acted
         self.acting_version = 0
+        self.allow_nonfinite_rewards = False
 
         shape = (n_rollouts, n_envs, buffer_size)
         # Observations are dicts here; those of a space that is not Dict have the one key PLAIN
@@ -180,7 +197,7 @@ class RolloutRing(RolloutBuffer):
         self._truncated = np.zeros(shape, dtype=bool)
         self._truncation_positions: list[int] = []
         self._terminal_observations: list[dict[str, np.ndarray]] = []
-        self._next_observations: dict[str, np.ndarray] = {}
+        self._next_observations: VecEnvObs = np.zeros(0)
         self.pos = 0
         self.full = False
 
@@ -205,9 +222,11 @@ class RolloutRing(RolloutBuffer):
         :param dones: whether the episodes ended, shape ``(N,)``
         :param infos: info dicts; ``TimeLimit.truncated`` and ``terminal_observation`` are read
         """
-        self._next_observations = self._to_dict(new_obs)
+        self._next_observations = new_obs
         self._raw_rewards[self.pos] = rewards
-        for n in np.flatnonzero(dones):
+        if not dones.any():
+            return
+        for n in np.flatnonzero(dones).tolist():
             # the condition by which SB3 bootstraps
             terminal_observation = infos[n].get("terminal_observation")
             if infos[n].get("TimeLimit.truncated", False) and terminal_observation is not None:
@@ -253,7 +272,9 @@ class RolloutRing(RolloutBuffer):
 
         :param last_values: values of the observations after the last step, shape ``(N,)``
         :param dones: whether the last step ended an episode, shape ``(N,)``
+        :raises NonFiniteError: if a value, log-prob or reward is not finite
         """
+        self._check_collected()
         super().compute_returns_and_advantage(last_values, dones)
         for store in (*self.observation_stores.values(), self.action_store):
             store.commit(self.slot)
@@ -270,12 +291,39 @@ class RolloutRing(RolloutBuffer):
             kept[self.slot].copy_(th.from_numpy(collected).t())
         self.bootstrap_observations[self.slot] = {
             key: self._stack(key, [*next_observations, *(obs[key] for obs in self._terminal_observations)])
-            for key, next_observations in self._next_observations.items()
+            for key, next_observations in self._to_dict(self._next_observations).items()
         }
         self.truncation_positions[self.slot] = th.tensor(self._truncation_positions, dtype=th.int64, device=self.device)
         self.versions[self.slot] = self.acting_version
         self.n_kept = max(self.n_kept, self.slot + 1)
         self.full = True
+
+    def check_observations(self, observations: Any) -> None:
+        """
+        :param observations: of all environments, at the current step of the rollout
+        :raises NonFiniteError: if they are not finite
+        """
+        for key, array in self._to_dict(observations).items():
+            check_finite(key, array[None], self.pos)
+
+    def _check_collected(self) -> None:
+        """
+        :raises NonFiniteError: if something in the rollout just collected is not finite
+        """
+        for key, store in self.observation_stores.items():
+            check_finite(key, store.collected)
+        self.check_observations(self._next_observations)
+        check_finite("value", self.values)
+        check_finite("log-prob", self.log_probs)
+        if not self.allow_nonfinite_rewards:
+            check_finite("reward", self._raw_rewards)
+        for position, observations in zip(self._truncation_positions, self._terminal_observations, strict=True):
+            env, step = divmod(position, self.buffer_size)
+            for key, terminal in observations.items():
+                if terminal.dtype.kind == "f" and not np.isfinite(terminal).all():
+                    raise NonFiniteError(
+                        f"the terminal {key} of environment {env} at step {step} of the rollout is {terminal}"
+                    )
 
     def _stack(self, key: str, observations: list[np.ndarray]) -> th.Tensor:
         """Observations as a tensor ``(len(observations), *obs_shape)`` of the type they are kept in."""
@@ -298,16 +346,37 @@ class RolloutRing(RolloutBuffer):
         self.old_values.copy_(self.latest_values)
         self.old_log_probs.copy_(self.latest_log_probs)
 
-    def record_visit(self, indices: th.Tensor, values: th.Tensor, log_prob: th.Tensor) -> None:
+    def record_visit(
+        self, indices: th.Tensor, values: th.Tensor, log_prob: th.Tensor, is_finite: th.Tensor | bool = True
+    ) -> None:
         """
         Keep what a forward pass said of some transitions.
 
         :param indices: their positions, shape ``(B,)``
         :param values: V(s), shape ``(B,)``
         :param log_prob: log pi(a|s), shape ``(B,)``
+        :param is_finite: whether to keep it, a bool that may lie on the device
         """
-        self.latest_values.view(-1)[indices] = values.detach()
-        self.latest_log_probs.view(-1)[indices] = log_prob.detach()
+        for latest, visited in ((self.latest_values, values), (self.latest_log_probs, log_prob)):
+            latest = latest.view(-1)
+            kept = visited.detach() if is_finite is True else th.where(is_finite, visited.detach(), latest[indices])
+            latest[indices] = kept
+
+    def describe_nonfinite(self, indices: th.Tensor) -> str:
+        """
+        :param indices: positions of a minibatch, shape ``(B,)``
+        :return: which of its targets is not finite, and where it was collected, for an error message
+        """
+        for name, kept in (("advantage", self.kept_advantages), ("return", self.kept_returns)):
+            bad = indices[~th.isfinite(kept.view(-1)[indices])]
+            if len(bad) > 0:
+                slot, rest = divmod(int(bad[0]), self.n_envs * self.buffer_size)
+                env, step = divmod(rest, self.buffer_size)
+                age = (self.slot - slot) % self.n_rollouts
+                return (
+                    f": the {name} of environment {env} at step {step} of the rollout collected {age} before the newest"
+                )
+        return ""
 
     def bootstrap_batches(self, batch_size: int) -> Iterator[Observations]:
         """
@@ -446,6 +515,68 @@ class RolloutRing(RolloutBuffer):
     def _time_major(self, *tensors: th.Tensor) -> tuple[th.Tensor, ...]:
         """Views of the kept rollouts as ``(T, n_kept * N)``."""
         return tuple(x[: self.n_kept].flatten(0, 1).t() for x in tensors)
+
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: all that a later rollout needs of the earlier ones: nothing but tensors, lists, numbers and text. A
+            rollout that is not complete is left out, as it cannot be continued
+        """
+        slots = [slot for slot in range(self.n_kept) if self.full or slot != self.slot]
+        return {
+            "shape": self._shape(),
+            "slots": slots,
+            "slot": self.slot,
+            "n_kept": self.n_kept,
+            "full": self.full,
+            "versions": self.versions.tolist(),
+            "acting_version": self.acting_version,
+            "kept": {name: kept[slots].cpu() for name, kept in self._kept().items()},
+            "bootstrap_observations": [
+                {key: obs.cpu() for key, obs in self.bootstrap_observations[slot].items()} for slot in slots
+            ],
+            "truncation_positions": [self.truncation_positions[slot].cpu() for slot in slots],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        :param state: what :meth:`state_dict` gave
+        :raises ValueError: if it is of a buffer of another shape; the ring is then as it was
+        """
+        for name, value in self._shape().items():
+            if state["shape"].get(name) != value:
+                raise ValueError(f"`{name}` of the saved rollouts is {state['shape'].get(name)!r}, not {value!r}")
+        slots = state["slots"]
+        for name, kept in self._kept().items():
+            kept[slots] = state["kept"][name].to(self.device)
+        for slot, observations, positions in zip(
+            slots, state["bootstrap_observations"], state["truncation_positions"], strict=True
+        ):
+            self.bootstrap_observations[slot] = {key: obs.to(self.device) for key, obs in observations.items()}
+            self.truncation_positions[slot] = positions.to(self.device)
+        self.slot, self.n_kept, self.full = state["slot"], state["n_kept"], state["full"]
+        self.versions = np.array(state["versions"], dtype=np.int64)
+        self.acting_version = state["acting_version"]
+        for store in (*self.observation_stores.values(), self.action_store):
+            store.begin(self.slot)
+
+    def _shape(self) -> dict[str, Any]:
+        """What two rings must have in common to hold the same rollouts."""
+        return {
+            "n_steps": self.buffer_size,
+            "n_envs": self.n_envs,
+            "n_rollouts": self.n_rollouts,
+            **{name: f"{tuple(kept.shape[3:])} of {kept.dtype}" for name, kept in self._kept().items()},
+        }
+
+    def _kept(self) -> dict[str, th.Tensor]:
+        """All tensors ``(K, N, T, ...)``, by name."""
+        return {
+            **{f"observation {key}": store.kept for key, store in self.observation_stores.items()},
+            "action": self.action_store.kept,
+            **{name: getattr(self, name) for name in KEPT_TENSORS},
+        }
 
 
 class StepRecorder(VecEnvWrapper):

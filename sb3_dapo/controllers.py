@@ -38,9 +38,7 @@ class AdaptiveController(Controller):
     :raises ValueError: if a parameter is out of range
     """
 
-    def __init__(
-        self, target: float = 0.01, initial: float = 1.0, minimum: float = 1e-4, maximum: float = 1e4
-    ) -> None:
+    def __init__(self, target: float = 0.01, initial: float = 1.0, minimum: float = 1e-4, maximum: float = 1e4) -> None:
         if not target > 0:
             raise ValueError(f"`target` must be greater than 0, got {target}")
         if not 0 < minimum <= initial <= maximum:

@@ -1,6 +1,6 @@
 """Divergence-Augmented Policy Optimization."""
 
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -17,6 +17,8 @@ from sb3_dapo.buffers import RolloutRing, RolloutRingSamples, StepRecorder
 from sb3_dapo.controllers import Controller
 from sb3_dapo.divergences import Divergence, get_divergence
 from sb3_dapo.estimators import MAX_LOG_RATIO, importance_ratios
+from sb3_dapo.faults import NonFiniteError
+from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, set_fast
 
 SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
 
@@ -100,9 +102,19 @@ class DAPO(PPO):
         ``"clip_augmented"``: clip the surrogate of the augmented advantage ``A - D/eta`` as a whole
     :param exact_targets: compute the targets of each epoch from a forward pass over the kept rollouts, instead of the
         values and log-probs known from each transition's last visit. Costs a forward pass per epoch
+    :param nonfinite: what to do with a minibatch whose loss or gradient is NaN or infinite: ``"raise"`` a
+        :class:`~sb3_dapo.faults.NonFiniteError`, or ``"skip"`` it and count it in ``train/skipped_minibatches``.
+        Observations, values and log-probs that are not finite always raise, as nothing could act on them
+    :param fast: compute the Nature CNN and Adam in faster forms, equal within float tolerance. ``None``: unless the
+        settings are PPO's special case, which is equal bit for bit only in SB3's own forms
     :raises ValueError: if an argument is out of its range, or unsound for the environment's action space
     """
 
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
     rollout_buffer: RolloutRing
     divergence: Divergence
 
@@ -146,6 +158,8 @@ class DAPO(PPO):
         advantage: Literal["vtrace", "gae"] = "vtrace",
         policy_loss: Literal["clip", "plain", "clip_augmented"] = "clip",
         exact_targets: bool = False,
+        nonfinite: Literal["raise", "skip"] = "raise",
+        fast: bool | None = None,
     ) -> None:
         _check("env", env, env is None or isinstance(env, str | gym.Env | VecEnv), "an id, a gymnasium.Env or a VecEnv")
         _check_int("n_steps", n_steps, 1)
@@ -193,6 +207,8 @@ class DAPO(PPO):
         self.advantage = advantage
         self.policy_loss = policy_loss
         self.exact_targets = exact_targets
+        self.nonfinite = nonfinite
+        self.fast = fast
         self._policy_version = 0  # updates that the policy has seen
 
         if _init_setup_model:
@@ -242,6 +258,8 @@ class DAPO(PPO):
         _check(
             "normalize_advantage", normalize, isinstance(normalize, bool) or normalize == "rms", "True, False or 'rms'"
         )
+        _check("nonfinite", self.nonfinite, self.nonfinite in ("raise", "skip"), "'raise' or 'skip'")
+        _check("fast", self.fast, self.fast is None or isinstance(self.fast, bool), "True, False or None")
         _check("exact_targets", self.exact_targets, isinstance(self.exact_targets, bool), "True or False")
         if self.advantage == "vtrace":
             _check("rho_bar", self.rho_bar, self.rho_bar >= self.c_bar, f"at least `c_bar` ({self.c_bar})")
@@ -262,13 +280,21 @@ class DAPO(PPO):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         assert isinstance(rollout_buffer, RolloutRing)
+        rollout_buffer.allow_nonfinite_rewards = self.nonfinite == "skip"
         rollout_buffer.acting_version = self._policy_version
-        return super().collect_rollouts(StepRecorder(env, rollout_buffer), callback, rollout_buffer, n_rollout_steps)
+        recorder = StepRecorder(env, rollout_buffer)
+        try:
+            return super().collect_rollouts(recorder, callback, rollout_buffer, n_rollout_steps)
+        except ValueError:
+            # Distributions refuse what a policy makes of NaN: say where it came from
+            rollout_buffer.check_observations(self._last_obs)
+            raise
 
     def train(self) -> None:
         """Update the policy from the kept rollouts."""
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
+        set_fast(self.policy, self._is_fast())
         self._update_learning_rate(self.policy.optimizer)
         progress_remaining = self._current_progress_remaining
         clip_range = self.clip_range(progress_remaining)  # type: ignore[operator]
@@ -277,7 +303,7 @@ class DAPO(PPO):
 
         parameters = list(self.policy.parameters())
         self.rollout_buffer.begin_update()
-        epoch_stats = []
+        epoch_stats, all_finite = [], []
         continue_training = True
         for epoch in range(self.n_epochs):
             self._update_targets()
@@ -285,22 +311,20 @@ class DAPO(PPO):
             for samples in self.rollout_buffer.get(self.batch_size):
                 values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, samples.actions)  # type: ignore[arg-type]
                 values = values.flatten()
-                self.rollout_buffer.record_visit(samples.indices, values, log_prob)
                 loss, stats = self._loss(samples, values, log_prob, entropy, clip_range, clip_range_vf, divergence_coef)
                 all_stats.append(stats)
 
                 if self.target_kl is not None:
-                    approx_kl = _approx_kl(stats["update_log_ratio"]).item()
+                    approx_kl = _kl_terms(stats["update_log_ratio"]).mean().item()
                     if approx_kl > 1.5 * self.target_kl:
                         continue_training = False
                         if self.verbose >= 1:
                             print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
                         break
 
-                self.policy.optimizer.zero_grad()
-                loss.backward()
-                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-                self.policy.optimizer.step()
+                is_finite = self._optimize(loss, parameters, samples)
+                self.rollout_buffer.record_visit(samples.indices, values, log_prob, is_finite)
+                all_finite.append(is_finite)
 
             epoch_stats.append(self._summarize(all_stats, clip_range))
             self._n_updates += 1
@@ -308,13 +332,19 @@ class DAPO(PPO):
                 break
         self._policy_version += 1
 
-        # The only transfer from the device: means over all epochs
-        means = dict(zip(LOGGED_MEANS, th.stack(epoch_stats).mean(dim=0).tolist(), strict=True))
+        # The only transfer from the device
+        n_skipped = th.stack(all_finite).logical_not().sum() if all_finite else th.zeros((), device=self.device)
+        *means, n_skipped = th.cat([th.stack(epoch_stats).nanmean(dim=0), n_skipped.reshape(1)]).tolist()
+        if n_skipped and self.nonfinite == "raise":
+            raise NonFiniteError("the loss or gradient of a minibatch is not finite")
+        stats = dict(zip(LOGGED_MEANS, means, strict=True))
         if isinstance(self.divergence_coef, Controller):
-            self.divergence_coef.update(means["behavior_kl"])
+            self.divergence_coef.update(stats["behavior_kl"])
 
-        for name, value in means.items():
+        for name, value in stats.items():
             self.logger.record(f"train/{name}", value)
+        if self.nonfinite == "skip":
+            self.logger.record("train/skipped_minibatches", n_skipped)
         self.logger.record("train/explained_variance", self.rollout_buffer.explained_variance())
         self.logger.record("train/policy_lag", np.mean(self.rollout_buffer.ages(self._policy_version - 1)))
         if hasattr(self.policy, "log_std"):
@@ -390,6 +420,42 @@ class DAPO(PPO):
         }
         return loss, {name: value.detach() for name, value in stats.items()}
 
+    def _optimize(self, loss: th.Tensor, parameters: list[th.nn.Parameter], samples: RolloutRingSamples) -> th.Tensor:
+        """
+        Take an optimizer step, unless the loss or the gradient is not finite.
+
+        :param loss: of a minibatch
+        :param parameters: of the policy
+        :param samples: the minibatch, for the message
+        :return: whether the step was taken, a bool on the device
+        :raises NonFiniteError: if it was not and ``nonfinite`` is "raise"; from other devices than the CPU this is
+            left to the end of the update, as each look at the result would wait for the device
+        """
+        optimizer = self.policy.optimizer
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        is_finite = th.isfinite(loss.detach() + grad_norm)
+        if self.device.type != "cpu" and optimizer.param_groups[0].get("fused"):
+            # The fused step reads this on the device, as it does for gradient scaling
+            optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+            optimizer.step()
+        elif is_finite:
+            optimizer.step()
+        elif self.nonfinite == "raise":
+            raise NonFiniteError(
+                f"loss or gradient is not finite (loss {loss.item()}, gradient norm {grad_norm.item()})"
+                f"{self.rollout_buffer.describe_nonfinite(samples.indices)}"
+            )
+        return is_finite
+
+    def _is_fast(self) -> bool:
+        if self.fast is not None:
+            return self.fast
+        coef = self.divergence_coef
+        has_divergence = isinstance(coef, Controller) or coef(self._current_progress_remaining) > 0  # type: ignore[operator]
+        return has_divergence or self.n_rollouts > 1 or self.advantage != "gae"
+
     def _summarize(self, all_stats: list[dict[str, th.Tensor]], clip_range: float) -> th.Tensor:
         """
         :param all_stats: what :meth:`_loss` gave for the minibatches of an epoch
@@ -400,21 +466,20 @@ class DAPO(PPO):
         stats = {name: th.cat([stats[name].reshape(-1) for stats in all_stats]) for name in all_stats[0]}
         behavior_log_ratio = stats["behavior_log_ratio"]
         ratio = th.exp(behavior_log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
-        return th.stack(
-            [
-                stats["loss"].mean(),
-                stats["policy_loss"].mean(),
-                stats["value_loss"].mean(),
-                stats["entropy_loss"].mean(),
-                stats["divergence_loss"].mean(),
-                stats["divergences"].mean(),
-                _approx_kl(stats["update_log_ratio"]),
-                _approx_kl(behavior_log_ratio),
-                ((ratio - 1).abs() > clip_range).float().mean(),
-                ratio.mean(),
-                (ratio > self.rho_bar).float().mean(),
-            ]
+        values = (
+            stats["loss"],
+            stats["policy_loss"],
+            stats["value_loss"],
+            stats["entropy_loss"],
+            stats["divergence_loss"],
+            stats["divergences"],
+            _kl_terms(stats["update_log_ratio"]),
+            _kl_terms(behavior_log_ratio),
+            ((ratio - 1).abs() > clip_range).float(),
+            ratio,
+            (ratio > self.rho_bar).float(),
         )
+        return th.stack([value.mean() for value in values])
 
     def _normalize(self, advantages: th.Tensor) -> th.Tensor:
         # A minibatch of one has no standard deviation
@@ -466,9 +531,9 @@ class DAPO(PPO):
         )
 
 
-def _approx_kl(log_ratio: th.Tensor) -> th.Tensor:
-    """Unbiased estimate of KL(q || p) from samples of q, with log_ratio = log p - log q (Schulman's k3)."""
-    return th.mean(th.expm1(log_ratio) - log_ratio)
+def _kl_terms(log_ratio: th.Tensor) -> th.Tensor:
+    """Terms whose mean over samples of q is unbiased for KL(q || p), with log_ratio = log p - log q (Schulman's k3)."""
+    return th.expm1(log_ratio) - log_ratio
 
 
 def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:

@@ -129,5 +129,7 @@ def get_divergence(divergence: str | Divergence) -> Divergence:
     if isinstance(divergence, Divergence):
         return divergence
     if not isinstance(divergence, str) or divergence not in DIVERGENCES:
-        raise ValueError(f"`divergence` must be a Divergence object or one of {sorted(DIVERGENCES)}, got {divergence!r}")
+        raise ValueError(
+            f"`divergence` must be a Divergence object or one of {sorted(DIVERGENCES)}, got {divergence!r}"
+        )
     return DIVERGENCES[divergence]

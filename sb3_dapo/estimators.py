@@ -169,7 +169,8 @@ def backward_recurrence(offsets: th.Tensor, factors: th.Tensor) -> th.Tensor:
     Solve x_t = offset_t + factor_t x_{t+1}, with x_T = 0, along the first axis.
 
     Recursive doubling: after k rounds each x_t holds its sum over 2^k steps, so that log2(T) vector operations do
-    the work of T small ones.
+    the work of T small ones. A factor of 0 cuts: what lies behind it is not even multiplied, so that a NaN there stays
+    where it is.
 
     :param offsets: shape ``(T, N)``
     :param factors: shape ``(T, N)``
@@ -178,7 +179,8 @@ def backward_recurrence(offsets: th.Tensor, factors: th.Tensor) -> th.Tensor:
     largest = th.finfo(offsets.dtype).max
     x, length, step = offsets.clone(), len(offsets), 1
     while step < length:
-        x = th.cat([th.addcmul(x[:-step], factors[: length - step], x[step:]), x[-step:]])
+        reach = factors[: length - step]
+        x = th.cat([th.where(reach == 0, x[:-step], th.addcmul(x[:-step], reach, x[step:])), x[-step:]])
         # products that overflow stay finite, as infinity times the 0 of an episode's end would be NaN
         factors = (factors[:-step] * factors[step:]).clamp(max=largest)
         step *= 2
