@@ -1,9 +1,6 @@
-"""Policies of DAPO: those of SB3's PPO, with a faster way to compute the Nature CNN."""
-
-from typing import Any
+"""Policies of DAPO: those of SB3's PPO, and a faster way to compute the Nature CNN."""
 
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -16,38 +13,46 @@ MultiInputPolicy = MultiInputActorCriticPolicy
 BLOCK = 4
 
 
-class FastNatureCNN(NatureCNN):
+class CnnPolicy(ActorCriticCnnPolicy):
     """
-    SB3's ``NatureCNN``: the same parameters under the same names, and the same function of them.
-
-    While ``fast`` is set it is computed in another order, equal within float tolerance: bytes are rearranged before
-    they become floats, the 4 x 4 blocks of pixels become channels, so that the first convolution is one of 2 x 2 over
-    16 times the channels, and channels lie last in memory.
+    SB3's ``CnnPolicy``, parameters as there. While ``fast`` is set a shared ``NatureCNN`` is computed by
+    :func:`fast_nature_cnn`; models are the same either way, and interchangeable with SB3's.
     """
 
     fast = False
 
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        """
-        :param observations: images ``(B, C, H, W)``: floats in [0, 1], or the bytes themselves if ``fast``
-        :return: features ``(B, features_dim)``
-        """
-        if not self.fast:
-            return super().forward(observations)
-        first, *others = self.cnn
-        if observations.dtype == th.uint8:
-            weight = first.weight / 255.0
-            height, width = observations.shape[2:]
-            if height % BLOCK == 0 and width % BLOCK == 0:
-                x = F.conv2d(blocks_to_channels(observations).float(), _blocked_kernel(weight), first.bias)
-            else:
-                images = observations.contiguous(memory_format=th.channels_last).float()
-                x = F.conv2d(images, weight.contiguous(memory_format=th.channels_last), first.bias, stride=BLOCK)
-        else:
-            x = first(observations.contiguous(memory_format=th.channels_last))
-        for layer in others:
-            x = layer(x)
-        return self.linear(x)  # type: ignore[no-any-return]
+    def extract_features(
+        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
+        extractor = self.features_extractor if features_extractor is None else features_extractor
+        if self.fast and self.normalize_images and type(extractor) is NatureCNN and self.share_features_extractor:
+            assert isinstance(obs, th.Tensor)
+            return fast_nature_cnn(extractor, obs)
+        return super().extract_features(obs, features_extractor)
+
+
+def fast_nature_cnn(extractor: NatureCNN, images: th.Tensor) -> th.Tensor:
+    """
+    The function of SB3's ``NatureCNN`` on images that are not normalized yet, computed in another order.
+
+    Bytes are rearranged before they become floats, their scale is applied to the first kernel, the 4 x 4 blocks of
+    pixels become channels, so that the first convolution is one of 2 x 2 over 16 times the channels, and channels lie
+    last in memory.
+
+    :param extractor: the network
+    :param images: bytes ``(B, C, H, W)``
+    :return: features ``(B, features_dim)``, equal to the extractor's within float tolerance
+    """
+    first, *others = extractor.cnn
+    weight = first.weight / 255.0
+    if images.shape[2] % BLOCK == 0 and images.shape[3] % BLOCK == 0:
+        x = F.conv2d(blocks_to_channels(images).float(), _blocked_kernel(weight), first.bias)
+    else:
+        images = images.contiguous(memory_format=th.channels_last).float()
+        x = F.conv2d(images, weight.contiguous(memory_format=th.channels_last), first.bias, stride=BLOCK)
+    for layer in others:
+        x = layer(x)
+    return extractor.linear(x)  # type: ignore[no-any-return]
 
 
 def blocks_to_channels(images: th.Tensor) -> th.Tensor:
@@ -70,43 +75,14 @@ def _blocked_kernel(weight: th.Tensor) -> th.Tensor:
     return kernel.reshape(out_channels, -1, n, n).contiguous(memory_format=th.channels_last)
 
 
-class CnnPolicy(ActorCriticCnnPolicy):
-    """
-    SB3's ``CnnPolicy``; models and parameters are interchangeable.
-
-    Parameters as there; the default features extractor is :class:`FastNatureCNN`.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        *args: Any,
-        features_extractor_class: type[BaseFeaturesExtractor] = FastNatureCNN,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            observation_space, action_space, *args, features_extractor_class=features_extractor_class, **kwargs
-        )
-
-    def extract_features(
-        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
-    ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
-        extractor = features_extractor or (self.features_extractor if self.share_features_extractor else None)
-        if self.normalize_images and isinstance(extractor, FastNatureCNN) and extractor.fast:
-            return extractor(obs)  # type: ignore[no-any-return]
-        return super().extract_features(obs, features_extractor)
-
-
 def set_fast(policy: ActorCriticPolicy, fast: bool) -> None:
     """
     :param policy: a policy
-    :param fast: whether its Nature CNNs and its Adam compute in their fast forms, equal within float tolerance
+    :param fast: whether its Nature CNN and its Adam compute in their fast forms, equal within float tolerance
     """
-    for module in policy.modules():
-        if isinstance(module, FastNatureCNN):
-            module.fast = fast
-            module.cnn.to(memory_format=th.channels_last if fast else th.contiguous_format)
+    if isinstance(policy, CnnPolicy):
+        policy.fast = fast
+        policy.features_extractor.to(memory_format=th.channels_last if fast else th.contiguous_format)  # type: ignore[call-overload]
     optimizer = policy.optimizer
     if type(optimizer) in (th.optim.Adam, th.optim.AdamW) and not optimizer.defaults["foreach"]:
         for group in optimizer.param_groups:
