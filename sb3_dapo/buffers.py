@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
@@ -75,12 +76,13 @@ class RingStore:
     def __init__(
         self, ring_shape: tuple[int, int, int], shape: tuple[int, ...], dtype: th.dtype, device: th.device
     ) -> None:
+        self.shape = shape
         self.kept = th.zeros((*ring_shape, *shape), dtype=dtype, device=device)
+        self.dtype = dtype
 
     def begin(self, slot: int) -> None:
         """:param slot: place of the rollout that will be collected"""
-        place = self.kept[slot].transpose(0, 1)
-        self.collected = place.numpy() if place.device.type == "cpu" else th.zeros_like(place, device="cpu").numpy()
+        self.collected = _staging_area(self.kept[slot].transpose(0, 1))
 
     def write(self, step: int, elements: np.ndarray) -> None:
         """
@@ -101,7 +103,114 @@ class RingStore:
         :param indices: positions in the ring, shape ``(B,)``
         :return: elements, shape ``(B, *shape)``
         """
-        return self.kept.flatten(0, 2)[indices]
+        return self.kept.flatten(0, 2).index_select(0, indices)
+
+    def state(self, slots: list[int]) -> dict[str, th.Tensor]:
+        """
+        :param slots: of the rollouts to save
+        :return: their arrays
+        """
+        return {"kept": self.kept[slots].cpu()}
+
+    def load_state(self, slots: list[int], state: dict[str, th.Tensor]) -> None:
+        """
+        :param slots: of the saved rollouts
+        :param state: what :meth:`state` gave
+        """
+        self.kept[slots] = state["kept"].to(self.kept.device)
+
+
+class FrameStackStore(RingStore):
+    """
+    A store of stacked frames, ``shape`` being ``(C, H, W)``, that keeps each frame once.
+
+    Consecutive observations of an episode share all frames but the newest. So a rollout has a pool of frames, and
+    each observation C positions in it, from which :meth:`gather` rebuilds the same stacks. The pool grows as needed:
+    any observations can be kept, at worst without saving anything. Position 0 is the black frame that begins stacks.
+
+    Parameters as in :class:`RingStore`.
+    """
+
+    def __init__(
+        self, ring_shape: tuple[int, int, int], shape: tuple[int, ...], dtype: th.dtype, device: th.device
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.positions = RingStore(ring_shape, shape[:1], th.int32, device)
+        n_rollouts, n_envs, n_steps = ring_shape
+        self.pool = th.zeros((n_rollouts, 1 + n_envs * (n_steps + shape[0]), *shape[1:]), dtype=dtype, device=device)
+
+    def begin(self, slot: int) -> None:
+        self.positions.begin(slot)
+        self._slot = slot
+        self._frames = _staging_area(self.pool[slot])
+        self._n_frames = 1
+
+    @property
+    def collected(self) -> np.ndarray:  # type: ignore[override]
+        return self._frames[self.positions.collected]
+
+    def write(self, step: int, elements: np.ndarray) -> None:
+        positions = self.positions.collected
+        for n, stack in enumerate(elements):
+            positions[step, n] = self._find(stack, positions[step - 1, n] if step > 0 else None)
+
+    def _find(self, stack: np.ndarray, previous: np.ndarray | None) -> list[int]:
+        """Positions of the frames of a stack, those that it does not share with the previous one added."""
+        n_channels = len(stack)
+        if previous is not None:
+            for shift in range(1, n_channels):
+                if np.array_equal(stack[:-shift], self._frames[previous[shift:]]):
+                    return [*previous[shift:], *map(self._add, stack[-shift:])]
+        return list(map(self._add, stack))
+
+    def _add(self, frame: np.ndarray) -> int:
+        if not frame.any():
+            return 0
+        if self._n_frames == len(self._frames):
+            self._grow()
+        self._frames[self._n_frames] = frame
+        self._n_frames += 1
+        return self._n_frames - 1
+
+    def _grow(self) -> None:
+        collected = self._frames
+        capacity = len(collected) + len(collected) // 16 + 1
+        self._resize(capacity)
+        self._frames = _staging_area(self.pool[self._slot])
+        self._frames[: len(collected)] = collected
+
+    def _resize(self, capacity: int) -> None:
+        pool = self.pool.new_zeros((len(self.pool), capacity, *self.shape[1:]))
+        pool[:, : self.pool.shape[1]] = self.pool
+        self.pool = pool
+
+    def commit(self, slot: int) -> None:
+        self.positions.commit(slot)
+        if self.pool.device.type != "cpu":
+            self.pool[slot].copy_(th.from_numpy(self._frames))
+
+    def gather(self, indices: th.Tensor) -> th.Tensor:
+        positions = self.positions.gather(indices)  # (B, C), in the pools of their rollouts
+        slots = indices // self.positions.kept[0, :, :, 0].numel()
+        positions = positions + (slots * self.pool.shape[1])[:, None]
+        frames = self.pool.flatten(0, 1).index_select(0, positions.flatten())
+        return frames.view(-1, *self.shape)
+
+    def state(self, slots: list[int]) -> dict[str, th.Tensor]:
+        return {"pool": self.pool[slots].cpu(), "positions": self.positions.kept[slots].cpu()}
+
+    def load_state(self, slots: list[int], state: dict[str, th.Tensor]) -> None:
+        capacity = state["pool"].shape[1]
+        if capacity > self.pool.shape[1]:
+            self._resize(capacity)
+        self.pool[slots, :capacity] = state["pool"].to(self.pool.device)
+        self.positions.load_state(slots, {"kept": state["positions"]})
+
+
+def _staging_area(place: th.Tensor) -> np.ndarray:
+    """The memory of a tensor on the CPU, or an array in host memory for one on another device."""
+    return place.numpy() if place.device.type == "cpu" else th.zeros_like(place, device="cpu").numpy()
 
 
 class RolloutRing(RolloutBuffer):
@@ -125,6 +234,8 @@ class RolloutRing(RolloutBuffer):
     :param gamma: discount factor
     :param n_envs: N, number of parallel environments
     :param n_rollouts: K, rollouts kept
+    :param optimize_memory_usage: keep each frame of stacked images once
+    :raises ValueError: if there are no images whose memory could be optimized
     """
 
     def __init__(
@@ -137,6 +248,7 @@ class RolloutRing(RolloutBuffer):
         gamma: float = 0.99,
         n_envs: int = 1,
         n_rollouts: int = 1,
+        optimize_memory_usage: bool = False,
     ) -> None:
         # RolloutBuffer's own __init__ would call reset() before the ring is there
         super(RolloutBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs)
@@ -155,9 +267,15 @@ class RolloutRing(RolloutBuffer):
         self.obs_spaces = observation_space.spaces if is_dict else {PLAIN: observation_space}  # type: ignore[attr-defined]
         self.obs_shapes: dict[str, tuple[int, ...]] = self.obs_shape if is_dict else {PLAIN: self.obs_shape}  # type: ignore[assignment, dict-item]
         self.observation_stores = {
-            key: RingStore(shape, self.obs_shapes[key], _storage_dtype(space), self.device)
+            key: (FrameStackStore if optimize_memory_usage and is_image_space(space) else RingStore)(
+                shape, self.obs_shapes[key], _storage_dtype(space), self.device
+            )
             for key, space in self.obs_spaces.items()
         }
+        if optimize_memory_usage and not any(map(is_image_space, self.obs_spaces.values())):
+            raise ValueError(
+                f"`optimize_memory_usage` must be False for observations without images, {observation_space}"
+            )
         is_discrete = isinstance(action_space, spaces.Discrete)
         is_integer = isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete)
         self.action_store = RingStore(
@@ -186,7 +304,7 @@ class RolloutRing(RolloutBuffer):
         """Begin a new rollout, in the place of the oldest one if the ring is full, or of one that was cut short."""
         if self.full:
             self.slot = (self.slot + 1) % self.n_rollouts
-        for store in (*self.observation_stores.values(), self.action_store):
+        for store in self._stores().values():
             store.begin(self.slot)
         shape = (self.buffer_size, self.n_envs)
         self.rewards, self.values, self.log_probs, self.episode_starts, self.advantages, self.returns = (
@@ -276,7 +394,7 @@ class RolloutRing(RolloutBuffer):
         """
         self._check_collected()
         super().compute_returns_and_advantage(last_values, dones)
-        for store in (*self.observation_stores.values(), self.action_store):
+        for store in self._stores().values():
             store.commit(self.slot)
         for kept, collected in (
             (self.kept_rewards, self._raw_rewards),
@@ -311,7 +429,8 @@ class RolloutRing(RolloutBuffer):
         :raises NonFiniteError: if something in the rollout just collected is not finite
         """
         for key, store in self.observation_stores.items():
-            check_finite(key, store.collected)
+            if store.dtype.is_floating_point:
+                check_finite(key, store.collected)
         self.check_observations(self._next_observations)
         check_finite("value", self.values)
         check_finite("log-prob", self.log_probs)
@@ -329,7 +448,7 @@ class RolloutRing(RolloutBuffer):
         """Observations as a tensor ``(len(observations), *obs_shape)`` of the type they are kept in."""
         store = self.observation_stores[key]
         stacked = np.stack(observations).reshape(-1, *self.obs_shapes[key])
-        return th.as_tensor(stacked, dtype=store.kept.dtype, device=self.device)
+        return th.as_tensor(stacked, dtype=store.dtype, device=self.device)
 
     def _to_dict(self, observations: Any) -> dict[str, np.ndarray]:
         if isinstance(self.observation_space, spaces.Dict):
@@ -532,7 +651,8 @@ class RolloutRing(RolloutBuffer):
             "full": self.full,
             "versions": self.versions.tolist(),
             "acting_version": self.acting_version,
-            "kept": {name: kept[slots].cpu() for name, kept in self._kept().items()},
+            "stores": {name: store.state(slots) for name, store in self._stores().items()},
+            "scalars": {name: getattr(self, name)[slots].cpu() for name in KEPT_TENSORS},
             "bootstrap_observations": [
                 {key: obs.cpu() for key, obs in self.bootstrap_observations[slot].items()} for slot in slots
             ],
@@ -548,8 +668,10 @@ class RolloutRing(RolloutBuffer):
             if state["shape"].get(name) != value:
                 raise ValueError(f"`{name}` of the saved rollouts is {state['shape'].get(name)!r}, not {value!r}")
         slots = state["slots"]
-        for name, kept in self._kept().items():
-            kept[slots] = state["kept"][name].to(self.device)
+        for name, store in self._stores().items():
+            store.load_state(slots, state["stores"][name])
+        for name in KEPT_TENSORS:
+            getattr(self, name)[slots] = state["scalars"][name].to(self.device)
         for slot, observations, positions in zip(
             slots, state["bootstrap_observations"], state["truncation_positions"], strict=True
         ):
@@ -558,7 +680,7 @@ class RolloutRing(RolloutBuffer):
         self.slot, self.n_kept, self.full = state["slot"], state["n_kept"], state["full"]
         self.versions = np.array(state["versions"], dtype=np.int64)
         self.acting_version = state["acting_version"]
-        for store in (*self.observation_stores.values(), self.action_store):
+        for store in self._stores().values():
             store.begin(self.slot)
 
     def _shape(self) -> dict[str, Any]:
@@ -567,15 +689,16 @@ class RolloutRing(RolloutBuffer):
             "n_steps": self.buffer_size,
             "n_envs": self.n_envs,
             "n_rollouts": self.n_rollouts,
-            **{name: f"{tuple(kept.shape[3:])} of {kept.dtype}" for name, kept in self._kept().items()},
+            **{
+                name: f"{type(store).__name__} of {store.dtype} {store.shape}" for name, store in self._stores().items()
+            },
         }
 
-    def _kept(self) -> dict[str, th.Tensor]:
-        """All tensors ``(K, N, T, ...)``, by name."""
+    def _stores(self) -> dict[str, RingStore]:
+        """All stores, by name."""
         return {
-            **{f"observation {key}": store.kept for key, store in self.observation_stores.items()},
-            "action": self.action_store.kept,
-            **{name: getattr(self, name) for name in KEPT_TENSORS},
+            **{f"observation {key}": store for key, store in self.observation_stores.items()},
+            "action": self.action_store,
         }
 
 

@@ -1,5 +1,6 @@
 """Divergence-Augmented Policy Optimization."""
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
@@ -14,9 +15,11 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dapo.buffers import RolloutRing, RolloutRingSamples, StepRecorder
+from sb3_dapo.checkpoint import Resumption, RolloutStart, collecting, load_checkpoint, save_checkpoint
 from sb3_dapo.controllers import Controller
 from sb3_dapo.divergences import Divergence, get_divergence
 from sb3_dapo.estimators import MAX_LOG_RATIO, importance_ratios
+from sb3_dapo.export import export_model, load_model
 from sb3_dapo.faults import NonFiniteError
 from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, set_fast
 
@@ -105,6 +108,7 @@ class DAPO(PPO):
     :param nonfinite: what to do with a minibatch whose loss or gradient is NaN or infinite: ``"raise"`` a
         :class:`~sb3_dapo.faults.NonFiniteError`, or ``"skip"`` it and count it in ``train/skipped_minibatches``.
         Observations, values and log-probs that are not finite always raise, as nothing could act on them
+    :param optimize_memory_usage: keep each frame of stacked images once, instead of as often as it is stacked
     :param fast: compute the Nature CNN and Adam in faster forms, equal within float tolerance. ``None``: unless the
         settings are PPO's special case, which is equal bit for bit only in SB3's own forms
     :raises ValueError: if an argument is out of its range, or unsound for the environment's action space
@@ -117,6 +121,8 @@ class DAPO(PPO):
     }
     rollout_buffer: RolloutRing
     divergence: Divergence
+    _rollout_start: RolloutStart | None = None
+    _resumption: Resumption | None = None
 
     def __init__(
         self,
@@ -159,6 +165,7 @@ class DAPO(PPO):
         policy_loss: Literal["clip", "plain", "clip_augmented"] = "clip",
         exact_targets: bool = False,
         nonfinite: Literal["raise", "skip"] = "raise",
+        optimize_memory_usage: bool = False,
         fast: bool | None = None,
     ) -> None:
         _check("env", env, env is None or isinstance(env, str | gym.Env | VecEnv), "an id, a gymnasium.Env or a VecEnv")
@@ -208,6 +215,7 @@ class DAPO(PPO):
         self.policy_loss = policy_loss
         self.exact_targets = exact_targets
         self.nonfinite = nonfinite
+        self.optimize_memory_usage = optimize_memory_usage
         self.fast = fast
         self._policy_version = 0  # updates that the policy has seen
 
@@ -221,7 +229,11 @@ class DAPO(PPO):
         self.divergence.check_action_space(self.action_space)
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = RolloutRing
-        self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, "n_rollouts": self.n_rollouts}
+        self.rollout_buffer_kwargs = {
+            **self.rollout_buffer_kwargs,
+            "n_rollouts": self.n_rollouts,
+            "optimize_memory_usage": self.optimize_memory_usage,
+        }
         super()._setup_model()
         if not isinstance(self.divergence_coef, Controller):
             self.divergence_coef = FloatSchedule(self.divergence_coef)
@@ -284,7 +296,8 @@ class DAPO(PPO):
         rollout_buffer.acting_version = self._policy_version
         recorder = StepRecorder(env, rollout_buffer)
         try:
-            return super().collect_rollouts(recorder, callback, rollout_buffer, n_rollout_steps)
+            with collecting(self, callback):
+                return super().collect_rollouts(recorder, callback, rollout_buffer, n_rollout_steps)
         except ValueError:
             # Distributions refuse what a policy makes of NaN: say where it came from
             rollout_buffer.check_observations(self._last_obs)
@@ -511,6 +524,80 @@ class DAPO(PPO):
             divergence_c_bar=self.divergence_c_bar,
             divergence_steps=self.divergence_steps,
         )
+
+    def save_checkpoint(self, path: str | Path, reset_envs: bool = False) -> None:
+        """
+        Write all that training needs to go on exactly: see :func:`~sb3_dapo.checkpoint.save_checkpoint`.
+
+        :param path: the file, with or without ``.zip``; ``load`` reads it too
+        :param reset_envs: start new episodes in all environments, here and on resume
+        :raises ValueError: if called in the middle of a rollout
+        """
+        save_checkpoint(self, path, reset_envs)
+
+    @classmethod
+    def load_checkpoint(
+        cls: type[SelfDAPO],
+        path: str | Path,
+        env: GymEnv,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> SelfDAPO:
+        """
+        Load a checkpoint to go on training with ``learn(..., reset_num_timesteps=False)``, or with
+        :func:`~sb3_dapo.checkpoint.learn_until`: see :func:`~sb3_dapo.checkpoint.load_checkpoint`.
+
+        :param path: the file, with or without ``.zip``
+        :param env: new environments, made like those of the run
+        :param device: PyTorch device
+        :param custom_objects: as in ``load``
+        :param kwargs: attributes to change, as in ``load``
+        :return: the model
+        :raises ValueError: if the file is damaged, is no checkpoint, or does not fit ``env``
+        """
+        return load_checkpoint(cls, path, env, device, custom_objects, **kwargs)
+
+    def export(self, path: str | Path) -> None:
+        """
+        Write the model to a folder, without pickles: the safe way to share it, unlike ``save``, whose files run code
+        when they are loaded. The optimizer's state and the kept rollouts are not in it. A warning says what else
+        cannot be described as data.
+
+        :param path: the folder. If it exists, it must be an exported model, which is replaced, or empty
+        :raises ValueError: if it is something else, or if the model cannot be described
+        """
+        export_model(self, path)
+
+    @classmethod
+    def load_exported(
+        cls: type[SelfDAPO],
+        path: str | Path,
+        env: GymEnv | str | None = None,
+        device: th.device | str = "auto",
+        *,
+        policy: str | type[ActorCriticPolicy] | None = None,
+        **kwargs: Any,
+    ) -> SelfDAPO:
+        """
+        Read a model from a folder of :meth:`export`. Nothing in the folder is executed, and what does not fit is
+        refused.
+
+        :param path: the folder
+        :param env: environment to evaluate or to go on learning in. If the model was trained with ``VecNormalize`` and
+            this is not wrapped in it, it will be, with statistics that don't change. Without an environment,
+            ``model.get_vec_normalize_env().normalize_obs(obs)`` gives what ``predict`` expects
+        :param device: PyTorch device
+        :param policy: policy class, needed if it is an own one
+        :param kwargs: arguments of the class in place of the exported ones, needed if these could not be described;
+            ``policy_kwargs`` has only those to replace
+        :return: the model
+        :raises ValueError: if something in the folder, or the environment, does not fit
+        """
+        return load_model(cls, path, env, device, policy, **kwargs)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_rollout_start", "_resumption"]
 
     def learn(
         self: SelfDAPO,
