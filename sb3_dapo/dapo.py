@@ -1,5 +1,7 @@
 """Divergence-Augmented Policy Optimization."""
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -11,7 +13,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dapo.buffers import RolloutRing, RolloutRingSamples, StepRecorder
@@ -111,6 +113,9 @@ class DAPO(PPO):
     :param optimize_memory_usage: keep each frame of stacked images once, instead of as often as it is stacked
     :param fast: compute the Nature CNN and Adam in faster forms, equal within float tolerance. ``None``: unless the
         settings are PPO's special case, which is equal bit for bit only in SB3's own forms
+    :param autocast: compute the Nature CNN in bfloat16. Pays on devices with units for it; slower on most CPUs
+    :param compile: compile the policy with ``torch.compile``, with CUDA graphs on GPUs. Takes a minute or two at the
+        beginning of training. A policy that cannot be compiled is used as it is, with a warning
     :raises ValueError: if an argument is out of its range, or unsound for the environment's action space
     """
 
@@ -167,6 +172,8 @@ class DAPO(PPO):
         nonfinite: Literal["raise", "skip"] = "raise",
         optimize_memory_usage: bool = False,
         fast: bool | None = None,
+        autocast: bool = False,
+        compile: bool = False,
     ) -> None:
         _check("env", env, env is None or isinstance(env, str | gym.Env | VecEnv), "an id, a gymnasium.Env or a VecEnv")
         _check_int("n_steps", n_steps, 1)
@@ -217,6 +224,8 @@ class DAPO(PPO):
         self.nonfinite = nonfinite
         self.optimize_memory_usage = optimize_memory_usage
         self.fast = fast
+        self.autocast = autocast
+        self.compile = compile
         self._policy_version = 0  # updates that the policy has seen
 
         if _init_setup_model:
@@ -237,6 +246,10 @@ class DAPO(PPO):
         super()._setup_model()
         if not isinstance(self.divergence_coef, Controller):
             self.divergence_coef = FloatSchedule(self.divergence_coef)
+        if isinstance(self.policy, CnnPolicy):
+            self.policy.autocast = self.autocast
+        self._tried_to_compile = False
+        self._compiled_evaluate: Callable[..., tuple[th.Tensor, th.Tensor, th.Tensor | None]] | None = None
 
     def _check_arguments(self) -> None:
         """
@@ -272,7 +285,10 @@ class DAPO(PPO):
         )
         _check("nonfinite", self.nonfinite, self.nonfinite in ("raise", "skip"), "'raise' or 'skip'")
         _check("fast", self.fast, self.fast is None or isinstance(self.fast, bool), "True, False or None")
-        _check("exact_targets", self.exact_targets, isinstance(self.exact_targets, bool), "True or False")
+        for name in ("exact_targets", "optimize_memory_usage", "autocast", "compile"):
+            _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
+        is_cnn = issubclass(self.policy_class, CnnPolicy)
+        _check("autocast", self.autocast, is_cnn or not self.autocast, "False for policies other than CnnPolicy")
         if self.advantage == "vtrace":
             _check("rho_bar", self.rho_bar, self.rho_bar >= self.c_bar, f"at least `c_bar` ({self.c_bar})")
         if normalize:
@@ -295,6 +311,9 @@ class DAPO(PPO):
         rollout_buffer.allow_nonfinite_rewards = self.nonfinite == "skip"
         rollout_buffer.acting_version = self._policy_version
         recorder = StepRecorder(env, rollout_buffer)
+        if self.compile and not self._tried_to_compile:
+            self._tried_to_compile = True
+            self._compile()
         try:
             with collecting(self, callback):
                 return super().collect_rollouts(recorder, callback, rollout_buffer, n_rollout_steps)
@@ -302,6 +321,25 @@ class DAPO(PPO):
             # Distributions refuse what a policy makes of NaN: say where it came from
             rollout_buffer.check_observations(self._last_obs)
             raise
+
+    def _compile(self) -> None:
+        """Compile the policy for acting and for learning, or warn and leave it as it is."""
+        # The checks of torch's distributions look at values, which would cut the compiled graph
+        th.distributions.Distribution.set_default_validate_args(False)
+        options = {"mode": "reduce-overhead"} if self.device.type == "cuda" else {}
+        observations = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+        try:
+            with th.random.fork_rng():  # the trial must not change what the policy will sample
+                self.policy.compile(**options)
+                with th.no_grad():
+                    actions = self.policy(observations)[0]
+                compiled = th.compile(self.policy.evaluate_actions, **options)
+                compiled(observations, actions)
+            self._compiled_evaluate = compiled
+        except Exception as error:
+            self.policy._compiled_call_impl = None  # undoes Module.compile
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            warnings.warn(f"The policy is not compiled, as torch.compile failed: {reason}", stacklevel=2)
 
     def train(self) -> None:
         """Update the policy from the kept rollouts."""
@@ -322,7 +360,8 @@ class DAPO(PPO):
             self._update_targets()
             all_stats = []
             for samples in self.rollout_buffer.get(self.batch_size):
-                values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, samples.actions)  # type: ignore[arg-type]
+                evaluate = self._compiled_evaluate or self.policy.evaluate_actions
+                values, log_prob, entropy = evaluate(samples.observations, samples.actions)  # type: ignore[arg-type]
                 values = values.flatten()
                 loss, stats = self._loss(samples, values, log_prob, entropy, clip_range, clip_range_vf, divergence_coef)
                 all_stats.append(stats)
@@ -597,7 +636,13 @@ class DAPO(PPO):
         return load_model(cls, path, env, device, policy, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rollout_start", "_resumption"]
+        return [
+            *super()._excluded_save_params(),
+            "_rollout_start",
+            "_resumption",
+            "_tried_to_compile",
+            "_compiled_evaluate",
+        ]
 
     def learn(
         self: SelfDAPO,

@@ -16,13 +16,25 @@ BLOCK = 4
 class CnnPolicy(ActorCriticCnnPolicy):
     """
     SB3's ``CnnPolicy``, parameters as there. While ``fast`` is set a shared ``NatureCNN`` is computed by
-    :func:`fast_nature_cnn`; models are the same either way, and interchangeable with SB3's.
+    :func:`fast_nature_cnn`, and while ``autocast`` is set features are computed in bfloat16; models are the same either
+    way, and interchangeable with SB3's.
     """
 
     fast = False
+    autocast = False
 
     def extract_features(
         self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
+        if self.autocast:
+            device = next(self.parameters()).device.type
+            with th.autocast(device, th.bfloat16):
+                features = self._extract_features(obs, features_extractor)
+            return features.float() if isinstance(features, th.Tensor) else (features[0].float(), features[1].float())
+        return self._extract_features(obs, features_extractor)
+
+    def _extract_features(
+        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None
     ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
         extractor = self.features_extractor if features_extractor is None else features_extractor
         if self.fast and self.normalize_images and type(extractor) is NatureCNN and self.share_features_extractor:

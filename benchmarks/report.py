@@ -1,0 +1,528 @@
+"""
+Turn the results into the tables and figures of the documentation, with rliable.
+
+    python benchmarks/report.py
+
+For each suite this writes `benchmarks/results/SUITE.md`, and figures as PNG and SVG to `docs/figures/benchmarks`.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from rliable import library, metrics, plot_utils
+from store import RESULTS, read_rows
+from suites import ABLATIONS, ALGORITHMS, SUITES, normalize
+
+FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
+# Bootstrap samples of each interval
+REPS = 2000
+# A PPO that everything is compared with, the best of these
+PPO_VARIANTS = ("ppo", "ppo_ent", "ppo_target_kl", "ppo_adaptive_kl")
+DAPO_VARIANTS = ("dapo_1step", "dapo", "dapo_plain", "dapo_1step_k1", "dapo_k1")
+# PPO's family blue, other baselines grey, reuse without divergence green, DAPO red
+COLORS = {
+    "ppo": "#9ecae1",
+    "ppo_ent": "#3182bd",
+    "ppo_target_kl": "#6baed6",
+    "ppo_adaptive_kl": "#08306b",
+    "trpo": "#636363",
+    "a2c": "#bdbdbd",
+    "vtrace": "#31a354",
+    "vtrace_k1": "#a1d99b",
+    "dapo_1step": "#fd8d3c",
+    "dapo": "#d62728",
+    "dapo_plain": "#756bb1",
+    "dapo_1step_k1": "#fdbe85",
+    "dapo_k1": "#f4a3a3",
+}
+# The paper's question: among methods that reuse the same data, does the divergence help, and do its steps?
+PAPER_PAIRS = (("dapo_1step", "vtrace"), ("dapo", "vtrace"), ("dapo", "dapo_1step"))
+
+Array = npt.NDArray[np.float64]
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """
+    :param value: point estimate
+    :param low: lower end of the 95 % interval
+    :param high: upper end; the interval is empty where there is but one seed
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        interval = "" if self.low == self.high else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{interval}"
+
+
+def read_scores(results: Path, suite: str) -> pd.DataFrame:
+    """
+    :param results: folder of the results
+    :param suite: name of a suite
+    :return: the rows, with the score on the suite's scale as `normalized`, and as `step` the number of the evaluation
+    """
+    rows = pd.DataFrame(read_rows(results, suite))
+    if rows.empty:
+        return rows
+    rows["normalized"] = [normalize(suite, env, score) for env, score in zip(rows.env, rows.score, strict=True)]
+    rows["step"] = rows.groupby(["regime", "env", "algo", "seed"]).timesteps.rank().astype(int)
+    return rows
+
+
+def complete_envs(rows: pd.DataFrame, suite: str) -> list[str]:
+    """
+    :param rows: rows of some algorithms
+    :param suite: name of the suite
+    :return: the environments that the algorithm with the most of them has been run on
+    """
+    covered = rows.groupby("algo").env.unique()
+    most = max(covered, key=len)
+    return [env for env in SUITES[suite].scores if env in most]
+
+
+def score_arrays(rows: pd.DataFrame, algos: Iterable[str], envs: Sequence[str]) -> dict[str, Array]:
+    """
+    :param rows: rows of a regime
+    :param algos: names of algorithms
+    :param envs: environments
+    :return: normalized scores `(n_seeds, n_envs, n_evaluations)` of the algorithms that have been run on all
+        environments, of the seeds that have
+    """
+    arrays = {}
+    for algo in algos:
+        table = rows[rows.algo == algo].pivot_table(
+            index="seed", columns=["env", "step"], values="normalized", dropna=False
+        )
+        has_all = [env in table.columns.get_level_values(0) for env in envs]
+        if not all(has_all):
+            continue
+        last = table.columns.get_level_values(1).max()
+        table = table[table.loc[:, [(env, last) for env in envs]].notna().all(axis=1)]
+        if len(table) > 0:
+            arrays[algo] = np.stack([table[env].to_numpy() for env in envs], axis=1)
+    return arrays
+
+
+def iqm(scores: Array) -> Any:
+    """
+    The interquartile mean as rliable defines it, without SciPy's checks, which cost more than all else here.
+
+    :param scores: normalized scores `(n_seeds, n_envs, ...)`
+    :return: mean of the middle half of all runs, shape `(...)`
+    """
+    flat = np.sort(scores.reshape(-1, *scores.shape[2:]), axis=0)
+    cut = len(flat) // 4
+    return flat[cut : len(flat) - cut].mean(axis=0)
+
+
+def improvement(scores: Array, other: Array) -> Any:
+    """
+    The probability of improvement as rliable defines it, likewise.
+
+    :param scores: final scores `(n_seeds, n_envs)`
+    :param other: those of another algorithm
+    :return: probability that a run of the first is better than one of the other, mean over environments
+    """
+    return np.mean((scores[:, None] > other) + 0.5 * (scores[:, None] == other))
+
+
+def estimates(scores: Mapping[Key, Any], function: Callable[..., Any]) -> dict[Key, list[Estimate]]:
+    """
+    :param scores: normalized scores by algorithm, `(n_seeds, n_envs, ...)`, or pairs of them
+    :param function: turns them into numbers, of a bootstrap sample too
+    :return: estimates of the numbers
+    """
+    np.random.seed(0)  # rliable draws from NumPy's global generator, whatever `random_state` it is given
+    points, intervals = library.get_interval_estimates(scores, lambda *x: np.atleast_1d(function(*x)), reps=REPS)
+    return {
+        name: [Estimate(*map(float, values)) for values in zip(points[name], *intervals[name], strict=True)]
+        for name in scores
+    }
+
+
+def arrays(found: Mapping[str, list[Estimate]]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """
+    :param found: estimates
+    :return: the same as rliable's plots take them: points `(n,)` and intervals `(2, n)`
+    """
+    return (
+        {name: np.array([e.value for e in values]) for name, values in found.items()},
+        {name: np.array([[e.low for e in values], [e.high for e in values]]) for name, values in found.items()},
+    )
+
+
+def label(algo: str) -> str:
+    """
+    :param algo: name of an algorithm, with or without changes
+    :return: its name in tables and figures
+    """
+    name, *changes = algo.split("+")
+    return ", ".join([ALGORITHMS[name].label, *(change.replace("=", " = ") for change in changes)])
+
+
+def color(algo: str) -> str:
+    """
+    :param algo: name of an algorithm
+    :return: its colour
+    """
+    return COLORS[algo.split("+")[0]]
+
+
+def save(figure: Figure, figures: Path, name: str) -> None:
+    """
+    :param figure: is written as PNG and SVG, and closed
+    :param figures: folder
+    :param name: file name without suffix
+    """
+    figures.mkdir(parents=True, exist_ok=True)
+    figure.savefig(figures / f"{name}.png", dpi=150, bbox_inches="tight")
+    figure.savefig(figures / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    Algorithms compared on the same environments.
+
+    :param scores: normalized scores by algorithm, `(n_seeds, n_envs, n_evaluations)`
+    :param envs: the environments
+    :param reference: the algorithm that the others are compared with, if any
+    :param aggregates: by algorithm the IQM and the optimality gap of the final scores
+    :param improvements: by algorithm the probability of improvement over the reference
+    """
+
+    scores: Mapping[str, Array]
+    envs: Sequence[str]
+    reference: str | None
+    aggregates: Mapping[str, list[Estimate]]
+    improvements: Mapping[str, list[Estimate]]
+
+    @property
+    def best_first(self) -> list[str]:
+        """The algorithms by their IQM."""
+        return sorted(self.scores, key=lambda algo: -self.aggregates[algo][0].value)
+
+    def best_of(self, algos: Iterable[str]) -> str | None:
+        """
+        :param algos: names of algorithms
+        :return: the one with the highest IQM, None if none of them has been run
+        """
+        algos = set(algos)
+        return next((algo for algo in self.best_first if algo in algos), None)
+
+
+def compare(scores: Mapping[str, Array], envs: Sequence[str], references: Iterable[str] = ()) -> Comparison:
+    """
+    :param scores: normalized scores by algorithm, `(n_seeds, n_envs, n_evaluations)`
+    :param envs: the environments
+    :param references: the best of these is what the others are compared with
+    :return: the comparison
+    """
+    final = {algo: array[:, :, -1] for algo, array in scores.items()}
+    aggregates = estimates(final, lambda x: np.array([iqm(x), metrics.aggregate_optimality_gap(x)]))
+    found = Comparison(scores, envs, None, aggregates, {})
+    reference = found.best_of(references)
+    if reference is None:
+        return found
+    pairs = {algo: (final[algo], final[reference]) for algo in final if algo != reference}
+    return replace(found, reference=reference, improvements=estimates(pairs, improvement))
+
+
+def draw(compared: Comparison, steps: Array, xlabel: str, figures: Path, name: str) -> list[str]:
+    """
+    Draw the figures of a regime with rliable: aggregates, sample efficiency, performance profiles, probability of
+    improvement.
+
+    :param compared: what is drawn
+    :param steps: where the evaluations lie on the x-axis
+    :param xlabel: what the x-axis is
+    :param figures: folder
+    :param name: beginning of the file names
+    :return: names of the figures
+    """
+
+    def by_label(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {label(algo): values[algo] for algo in compared.best_first if algo in values}
+
+    colors = {label(algo): color(algo) for algo in compared.scores}
+    scores = by_label(compared.scores)
+    final = {algo: array[:, :, -1] for algo, array in scores.items()}
+    style: dict[str, Any] = {"labelsize": "large", "ticklabelsize": "medium"}
+    beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False}
+
+    figure, (left, right) = plot_utils.plot_interval_estimates(
+        *arrays(by_label(compared.aggregates)),
+        metric_names=["IQM", "Optimality gap"],
+        algorithms=list(final)[::-1],
+        colors=colors,
+        max_ticks=5,
+        xlabel="",
+        wspace=0.2,
+    )
+    for axes in (left, right):
+        axes.set_title(axes.get_title(), fontsize="large")
+        axes.set_xlabel("Normalized score", fontsize="large")
+        axes.tick_params(labelsize="medium")
+    save(figure, figures, f"{name}_aggregates")
+
+    # The first evaluation may come before a first game has ended
+    known = np.flatnonzero(~np.any([np.isnan(array).any(axis=(0, 1)) for array in scores.values()], axis=0))
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    plot_utils.plot_sample_efficiency_curve(
+        steps[known],
+        *arrays(estimates({algo: array[:, :, known] for algo, array in scores.items()}, iqm)),
+        colors=colors,
+        ax=axes,
+        xlabel=xlabel,
+        ylabel="IQM of the normalized score",
+        **style,
+    )
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(**beside)
+    save(figure, figures, f"{name}_curves")
+
+    thresholds = np.linspace(min(0.0, *(x.min() for x in final.values())), max(x.max() for x in final.values()), 51)
+    profile = {algo: list(map(float, library.score_distributions(x, thresholds))) for algo, x in final.items()}
+    bands = estimates(final, lambda x: (x.ravel()[:, None] > thresholds).mean(axis=0))
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    plot_utils.plot_performance_profiles(
+        profile, thresholds, performance_profile_cis=arrays(bands)[1], colors=colors, ax=axes, **style
+    )
+    axes.legend(**beside)
+    save(figure, figures, f"{name}_profiles")
+    drawn = ["aggregates", "curves", "profiles"]
+
+    if compared.improvements and compared.reference:
+        better = by_label(compared.improvements)
+        points, intervals = arrays({f"{algo};{label(compared.reference)}": better[algo] for algo in list(better)[::-1]})
+        figure, axes = plt.subplots(figsize=(5, 0.4 * len(points) + 0.8))
+        plot_utils.plot_probability_of_improvement(
+            {pair: value[0] for pair, value in points.items()},
+            {pair: value[:, 0] for pair, value in intervals.items()},
+            pair_separator=";",
+            ax=axes,
+            colors=[colors[algo] for algo in list(better)[::-1]],
+            **style,
+        )
+        axes.axvline(0.5, color="k", alpha=0.5, linestyle="--")
+        save(figure, figures, f"{name}_improvement")
+        drawn.append("improvement")
+    return drawn
+
+
+def markdown(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """
+    :param columns: heads of the columns
+    :param cells: rows
+    :return: a table, with all columns but the first to the right
+    """
+    lines = [list(columns), ["---", *["--:"] * (len(columns) - 1)], *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def short(env: str) -> str:
+    """
+    :param env: environment
+    :return: its name without namespace and version
+    """
+    return env.split("/")[-1].rsplit("-v", 1)[0].removesuffix("NoFrameskip")
+
+
+def table(rows: pd.DataFrame, compared: Comparison) -> str:
+    """
+    :param rows: rows of a regime
+    :param compared: what is in the table
+    :return: Markdown, the best algorithm first
+    """
+    last = rows[rows.step == rows.groupby(["env", "algo", "seed"]).step.transform("max")]
+    cells = []
+    for algo in compared.best_first:
+        own = last[last.algo == algo]
+        cells.append(
+            [
+                label(algo),
+                *map(str, compared.aggregates[algo]),
+                *([] if compared.reference is None else ["".join(map(str, compared.improvements.get(algo, [])))]),
+                *(f"{own[own.env == env].score.mean():.4g}" for env in compared.envs),
+                "/".join(map(str, sorted(own.uses_per_sample.unique()))),
+                f"{own.wall_s.median() / 60:.1f}",
+                str(len(compared.scores[algo])),
+            ]
+        )
+    better = [] if compared.reference is None else [f"P(better than {label(compared.reference)})"]
+    heads = ["Algorithm", "IQM", "Optimality gap", *better, *map(short, compared.envs), "Uses", "Minutes", "Seeds"]
+    return markdown(heads, cells)
+
+
+def regime_section(rows: pd.DataFrame, suite: str, regime: str, figures: Path, link: str) -> str:
+    """
+    :param rows: rows of the suite
+    :param suite: name of the suite
+    :param regime: one of its regimes
+    :param figures: folder of the figures
+    :param link: the same as seen from the Markdown file
+    :return: Markdown
+    """
+    rows = rows[(rows.regime == regime) & ~rows.algo.str.contains("+", regex=False)]
+    if rows.empty:
+        return ""
+    envs = complete_envs(rows, suite)
+    compared = compare(score_arrays(rows, ALGORITHMS, envs), envs, PPO_VARIANTS)
+
+    ends = rows.groupby("env").timesteps.max()
+    same_length = ends.nunique() == 1
+    length = (
+        f"{ends.max():,} environment steps"
+        if same_length
+        else "environment steps: " + ", ".join(f"{short(env)} {ends[env]:,}" for env in envs)
+    )
+    xlabel = "Environment steps" if same_length else "Environment steps, %"
+    steps = np.linspace(0, ends.max() if same_length else 100, rows.step.max() + 1)[1:]
+    drawn = draw(compared, steps, xlabel, figures, f"{suite}_{regime}")
+
+    parts = [
+        f"### `{suite}`, {regime}",
+        f"{length[0].upper()}{length[1:]}. Normalized scores: {SUITES[suite].normalization}.",
+        table(rows, compared),
+    ]
+    partial = [algo for algo in ALGORITHMS if algo in set(rows.algo) - set(compared.scores)]
+    if partial:
+        parts.append(f"Not run on all of these environments yet: {', '.join(map(label, partial))}.")
+    dapo = compared.best_of(DAPO_VARIANTS)
+    if compared.reference and dapo:
+        ratio = compared.aggregates[dapo][0].value / compared.aggregates[compared.reference][0].value
+        parts.append(
+            f"The best variant of DAPO ({label(dapo)}) has {ratio:.2f} times the IQM of the best variant of PPO "
+            f"({label(compared.reference)})."
+        )
+    pairs = {
+        pair: tuple(compared.scores[algo][:, :, -1] for algo in pair)
+        for pair in PAPER_PAIRS
+        if set(pair) <= set(compared.scores)
+    }
+    if pairs:
+        parts.append(
+            "\n".join(
+                f"- P({label(x)} better than {label(y)}) = {found[0]}"
+                for (x, y), found in estimates(pairs, improvement).items()
+            )
+        )
+    parts += [f"![{suite}, {regime}: {name}]({link}/{suite}_{regime}_{name}.svg)" for name in drawn]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def ablation_section(rows: pd.DataFrame, suite: str, regime: str) -> str:
+    """
+    :param rows: rows of the suite
+    :param suite: name of the suite
+    :param regime: one of its regimes
+    :return: Markdown, a table for each question of which two answers at least have been tried
+    """
+    rows = rows[rows.regime == regime]
+    parts = []
+    for question, algos in ABLATIONS.items():
+        own = rows[rows.algo.isin(algos)]
+        if own.algo.nunique() < 2:
+            continue
+        envs = complete_envs(own, suite)
+        compared = compare(score_arrays(own, algos, envs), envs)
+        if len(compared.scores) > 1:
+            parts.append(f"#### {question}\n\n{table(own, compared)}")
+    return "\n".join([f"### `{suite}`, {regime}: ablations\n", *parts]) if parts else ""
+
+
+def uses_section(rows: pd.DataFrame, suite: str, figures: Path, link: str) -> str:
+    """
+    :param rows: rows of the suite
+    :param suite: name of the suite
+    :param figures: folder of the figures
+    :param link: the same as seen from the Markdown file
+    :return: Markdown: how the algorithms fare with more uses of each sample
+    """
+    rows = rows[rows.regime.str.startswith("scarce") & rows.algo.isin(list(ALGORITHMS))]
+    n_regimes = rows.groupby("algo").regime.nunique() if not rows.empty else pd.Series(dtype=int)
+    algos = [algo for algo in ALGORITHMS if n_regimes.get(algo, 0) > 1]
+    if not algos:
+        return ""
+    rows = rows[rows.algo.isin(algos)]
+    regimes = [name for name in SUITES[suite].regimes if name in set(rows.regime)]
+    envs = [env for env in SUITES[suite].scores if (rows[rows.env == env].groupby("algo").regime.nunique() > 1).all()]
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    cells = []
+    for algo in algos:
+        found = {r: score_arrays(rows[rows.regime == r], [algo], envs).get(algo) for r in regimes}
+        final = {regime: array[:, :, -1] for regime, array in found.items() if array is not None}
+        if not final:
+            continue
+        points = {regime: values[0] for regime, values in estimates(final, iqm).items()}
+        cells.append([label(algo), *(str(points.get(regime, "")) for regime in regimes)])
+        x = [SUITES[suite].regimes[regime].uses for regime in points]
+        values = list(points.values())
+        axes.plot(x, [e.value for e in values], marker="o", color=color(algo), label=label(algo))
+        axes.fill_between(x, [e.low for e in values], [e.high for e in values], color=color(algo), alpha=0.15)
+    uses = [SUITES[suite].regimes[regime].uses for regime in regimes]
+    axes.set(xscale="log", xlabel="Uses per sample", ylabel="IQM of the normalized score")
+    axes.set_xticks(uses, map(str, uses))
+    axes.minorticks_off()
+    axes.grid(alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    save(figure, figures, f"{suite}_uses")
+    head = f"### `{suite}`: uses per sample\n\nIQM on {', '.join(map(short, envs))}.\n\n"
+    body = markdown(["Algorithm", *(f"{n} uses" for n in uses)], cells)
+    return f"{head}{body}\n![{suite}: IQM against uses per sample]({link}/{suite}_uses.svg)\n"
+
+
+def report(results: Path, figures: Path, suite: str) -> Path | None:
+    """
+    :param results: folder of the results
+    :param figures: folder of the figures
+    :param suite: name of a suite
+    :return: the Markdown file that was written, None if there are no results
+    """
+    rows = read_scores(results, suite)
+    if rows.empty:
+        return None
+    link = Path(os.path.relpath(figures, results)).as_posix()
+    sections = [
+        "<!-- Written by benchmarks/report.py from the CSV file beside it -->\n",
+        *(regime_section(rows, suite, regime, figures, link) for regime in SUITES[suite].regimes),
+        uses_section(rows, suite, figures, link),
+        *(ablation_section(rows, suite, regime) for regime in SUITES[suite].regimes),
+    ]
+    path = results / f"{suite}.md"
+    path.write_text("\n".join(section for section in sections if section))
+    return path
+
+
+def main() -> None:
+    """Write the reports of all suites that have results."""
+    parser = argparse.ArgumentParser(description="Write tables and figures from the results.")
+    parser.add_argument("--suite", nargs="+", default=list(SUITES), choices=list(SUITES), help="suites (default: all)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results, where the tables go too")
+    parser.add_argument("--figures", type=Path, default=FIGURES, help="folder of the figures")
+    args = parser.parse_args()
+    plt.switch_backend("agg")
+    mpl.rcParams.update({"svg.hashsalt": "sb3-dapo", "svg.fonttype": "none", "font.size": 10})
+    for suite in args.suite:
+        path = report(args.results.resolve(), args.figures.resolve(), suite)
+        print(f"{suite}: {'no results' if path is None else path}")
+
+
+if __name__ == "__main__":
+    main()

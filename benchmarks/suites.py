@@ -1,0 +1,349 @@
+"""What is run: the suites of environments, their regimes, the algorithms and their hyperparameters."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rl_zoo3
+import yaml
+
+MINATAR_CNN = "sb3_dapo.minatar.MinAtarCnn"
+TUNED = Path(__file__).parent / "hyperparams"
+
+
+@dataclass(frozen=True)
+class Regime:
+    """
+    :param timesteps: environment steps: a number, one per environment, or None for the Zoo's
+    :param uses: how often each transition is used, None for the Zoo's
+    """
+
+    timesteps: int | Mapping[str, int] | None = None
+    uses: int | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """
+    :param scores: per environment the scores that count as 0 and as 1
+    :param normalization: what these scores are
+    :param regimes: the regimes by name
+    :param tuning_envs: the environments that hyperparameters are tuned on
+    :param base: hyperparameters of all algorithms where the Zoo has none
+    """
+
+    scores: Mapping[str, tuple[float, float]]
+    normalization: str
+    regimes: Mapping[str, Regime]
+    tuning_envs: tuple[str, str]
+    base: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """
+    :param zoo_name: name of the class in the Zoo
+    :param settings: hyperparameters that make the algorithm what it is, the same in every suite
+    :param label: name in tables and figures
+    """
+
+    zoo_name: str
+    settings: Mapping[str, Any]
+    label: str
+
+
+def _regimes(plentiful: int | None, scarce: int | Mapping[str, int]) -> dict[str, Regime]:
+    return {
+        "plentiful": Regime(plentiful),
+        "scarce": Regime(scarce, uses=8),
+        "scarce16": Regime(scarce, uses=16),
+        "scarce32": Regime(scarce, uses=32),
+    }
+
+
+# Scores of random play and of a professional player, as everyone uses them since Wang et al. 2016
+# (https://arxiv.org/abs/1511.06581, no-op starts)
+ATARI_SCORES = {
+    "BattleZone": (2360.0, 37187.5),
+    "BeamRider": (363.9, 16926.5),
+    "Breakout": (1.7, 30.5),
+    "DoubleDunk": (-18.6, -16.4),
+    "Enduro": (0.0, 860.5),
+    "Freeway": (0.0, 29.6),
+    "Frostbite": (65.2, 4334.7),
+    "NameThisGame": (2292.3, 8049.0),
+    "Phoenix": (761.4, 7242.6),
+    "Qbert": (163.9, 13455.0),
+    "Seaquest": (68.4, 42054.7),
+    "SpaceInvaders": (148.0, 1668.7),
+}
+
+
+def _atari(*games: str) -> dict[str, tuple[float, float]]:
+    return {f"{game}NoFrameskip-v4": ATARI_SCORES[game] for game in games}
+
+
+HUMAN = "0 is random play, 1 a professional player"
+
+SUITES = {
+    "minatar": Suite(
+        scores={
+            "MinAtar/Asterix-v1": (0.5, 10.0),
+            "MinAtar/Breakout-v1": (0.4, 10.0),
+            "MinAtar/Freeway-v1": (0.4, 60.0),
+            "MinAtar/Seaquest-v1": (0.1, 10.0),
+            "MinAtar/SpaceInvaders-v1": (4.0, 100.0),
+        },
+        normalization="0 is random play, 1 a PPO with plenty of data",
+        regimes=_regimes(plentiful=2_000_000, scarce=300_000),
+        tuning_envs=("MinAtar/Asterix-v1", "MinAtar/Breakout-v1"),
+        # The Zoo has none: its PPO for Atari with the learning rate, lambda and clip range of the paper
+        base={
+            "policy": "CnnPolicy",
+            "policy_kwargs": f"dict(features_extractor_class=get_class_by_name('{MINATAR_CNN}'), net_arch=[])",
+            "n_envs": 8,
+            "n_steps": 128,
+            "n_epochs": 4,
+            "batch_size": 256,
+            "learning_rate": "lin_0.001",
+            "clip_range": 0.2,
+            "gae_lambda": 0.9,
+            "ent_coef": 0.01,
+        },
+    ),
+    "classic": Suite(
+        scores={
+            "CartPole-v1": (22.2, 475.0),
+            "Acrobot-v1": (-497.0, -100.0),
+            "LunarLander-v3": (-181.0, 200.0),
+            "Pendulum-v1": (-1256.0, -150.0),
+            "MountainCarContinuous-v0": (-33.2, 90.0),
+        },
+        normalization="0 is random play, 1 Gymnasium's reward threshold (Pendulum, which has none: -150)",
+        regimes=_regimes(
+            plentiful=None,
+            scarce={
+                "CartPole-v1": 20_000,
+                "Acrobot-v1": 100_000,
+                "LunarLander-v3": 200_000,
+                "Pendulum-v1": 50_000,
+                "MountainCarContinuous-v0": 20_000,
+            },
+        ),
+        tuning_envs=("CartPole-v1", "LunarLander-v3"),
+    ),
+    "mujoco": Suite(
+        scores={
+            "HalfCheetah-v5": (-280.2, 12135.0),
+            "Hopper-v5": (-20.3, 3234.3),
+            "Walker2d-v5": (1.6, 4592.3),
+            "Ant-v5": (-325.6, 3879.7),
+        },
+        normalization="0 is random play, 1 an expert, with the scores of D4RL",
+        regimes=_regimes(plentiful=None, scarce=100_000),
+        tuning_envs=("HalfCheetah-v5", "Hopper-v5"),
+    ),
+    "atari5": Suite(
+        scores=_atari("BattleZone", "DoubleDunk", "NameThisGame", "Phoenix", "Qbert"),
+        normalization=HUMAN,
+        regimes=_regimes(plentiful=None, scarce=500_000),
+        tuning_envs=("PhoenixNoFrameskip-v4", "QbertNoFrameskip-v4"),
+    ),
+    "paper": Suite(
+        scores=_atari("Breakout", "Enduro", "Qbert", "Seaquest", "BeamRider", "SpaceInvaders", "Freeway", "Frostbite"),
+        normalization=HUMAN,
+        regimes=_regimes(plentiful=None, scarce=1_000_000),
+        tuning_envs=("BreakoutNoFrameskip-v4", "QbertNoFrameskip-v4"),
+    ),
+}
+
+# PPO's penalty of Schulman et al. 2017, section 4: the surrogate without clipping, KL(old || new) and a coefficient
+# that is doubled or halved
+ADAPTIVE_KL = {
+    "advantage": "gae",
+    "divergence": "reverse_kl",
+    "divergence_coef": "adaptive_0.01",
+    "divergence_steps": 0,
+    "n_rollouts": 1,
+    "policy_loss": "plain",
+}
+REUSE = {"n_rollouts": 4}
+
+ALGORITHMS = {
+    "ppo": Algorithm("ppo", {"ent_coef": 0.0}, "PPO"),
+    "ppo_ent": Algorithm("ppo", {"ent_coef": 0.01}, "PPO + entropy"),
+    "ppo_target_kl": Algorithm("ppo", {"target_kl": 0.02}, "PPO, target KL"),
+    "ppo_adaptive_kl": Algorithm("dapo", ADAPTIVE_KL, "PPO, adaptive KL"),
+    "trpo": Algorithm("trpo", {}, "TRPO"),
+    "a2c": Algorithm("a2c", {}, "A2C"),
+    "vtrace": Algorithm("dapo", {**REUSE, "divergence_coef": 0.0}, "V-trace reuse, no divergence"),
+    "dapo_1step": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1, "divergence_steps": 0}, "DAPO, 1-step"),
+    "dapo": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1}, "DAPO, multi-step"),
+    "dapo_plain": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1, "policy_loss": "plain"}, "DAPO, unclipped"),
+    "vtrace_k1": Algorithm("dapo", {"n_rollouts": 1, "divergence_coef": 0.0}, "V-trace, one rollout"),
+    "dapo_1step_k1": Algorithm(
+        "dapo", {"n_rollouts": 1, "divergence_coef": 0.1, "divergence_steps": 0}, "DAPO, 1-step, one rollout"
+    ),
+    "dapo_k1": Algorithm("dapo", {"n_rollouts": 1, "divergence_coef": 0.1}, "DAPO, multi-step, one rollout"),
+}
+
+# What the paper leaves open. `dapo+name=value` is `dapo`, tuned values included, with one hyperparameter changed
+ABLATIONS = {
+    "Steps of the divergence": ["dapo+divergence_steps=0", "dapo+divergence_steps=3", "dapo"],
+    "Lambda of the divergence": [f"dapo+divergence_lambda={x}" for x in (0.1, 0.3, 0.5, 1.0)],
+    "c_bar of the divergence": [f"dapo+divergence_c_bar={x}" for x in (0.1, 0.3, 0.5, 1.0)],
+    "Coefficient of the divergence, 1/eta": [f"dapo+divergence_coef={x}" for x in (0.01, 0.1, 0.5, 1.0, 2.0)],
+    "Rollouts kept, K": [f"dapo+n_rollouts={x}" for x in (1, 2, 4, 8)],
+    "Family of the divergence": [f"dapo+divergence={x}" for x in ("kl", "reverse_kl", "tsallis", "hellinger")],
+    "Policy loss": [f"dapo+policy_loss={x}" for x in ("clip", "plain", "clip_augmented")],
+    "Targets": ["dapo+exact_targets=false", "dapo+exact_targets=true"],
+    "Control of 1/eta": [
+        "dapo",
+        "dapo+divergence_coef=lin_0.1",
+        "dapo+divergence_coef=adaptive_0.01",
+        "dapo+divergence_coef=dual_0.01",
+    ],
+}
+
+
+def algorithm(name: str) -> Algorithm:
+    """
+    :param name: name of an algorithm, with or without changes (`dapo+divergence_coef=0.5`)
+    :return: the algorithm
+    :raises ValueError: if there is none of that name
+    """
+    base = name.split("+")[0]
+    if base not in ALGORITHMS:
+        raise ValueError(f"`algo` must be one of {sorted(ALGORITHMS)}, or one of them with +name=value, got {name!r}")
+    return ALGORITHMS[base]
+
+
+def timesteps(suite: str, regime: str, env: str, algo: str) -> int:
+    """
+    :param suite: name of a suite
+    :param regime: name of one of its regimes
+    :param env: one of its environments
+    :param algo: name of an algorithm
+    :return: environment steps of a run
+    """
+    steps = SUITES[suite].regimes[regime].timesteps
+    if isinstance(steps, Mapping):
+        return steps[env]
+    # The Zoo trains some algorithms longer than others: all get PPO's steps here
+    return int(steps or _zoo_entry("ppo", env)["n_timesteps"])
+
+
+def hyperparameters(
+    suite: str, regime: str, env: str, algo: str, tuned: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """
+    The entry of a run in the Zoo's hyperparameter file: the suite's or the Zoo's setting, then what makes the
+    algorithm, then the tuned values, then the changes in the algorithm's name.
+
+    :param suite: name of a suite
+    :param regime: name of one of its regimes
+    :param env: one of its environments
+    :param algo: name of an algorithm, with or without changes
+    :param tuned: tuned values, None for those in the folder `hyperparams`
+    :return: hyperparameters
+    :raises ValueError: if there is no such suite, regime, environment, algorithm or change
+    """
+    if suite not in SUITES:
+        raise ValueError(f"`suite` must be one of {sorted(SUITES)}, got {suite!r}")
+    if regime not in SUITES[suite].regimes:
+        raise ValueError(f"`regime` must be one of {sorted(SUITES[suite].regimes)}, got {regime!r}")
+    if env not in SUITES[suite].scores:
+        raise ValueError(f"`env` must be one of {sorted(SUITES[suite].scores)}, got {env!r}")
+    chosen = algorithm(algo)
+    name, *changes = algo.split("+")
+    if tuned is None:
+        tuned = read_tuned(suite, regime).get(name, {})
+
+    settings = {
+        **_base(suite, env, chosen.zoo_name),
+        "n_timesteps": timesteps(suite, regime, env, algo),
+        **chosen.settings,
+        **tuned,
+        **dict(_parse_change(change) for change in changes),
+    }
+    uses = settings.pop("uses", SUITES[suite].regimes[regime].uses)
+    if uses is not None:
+        if chosen.zoo_name == "trpo":
+            settings["n_critic_updates"] = uses
+        elif chosen.zoo_name != "a2c":
+            settings["n_epochs"] = max(1, round(uses / settings.get("n_rollouts", 1)))
+    return settings
+
+
+def uses_per_sample(zoo_name: str, settings: Mapping[str, Any]) -> int:
+    """
+    :param zoo_name: name of the class in the Zoo
+    :param settings: hyperparameters
+    :return: how often the optimizer sees each transition; of TRPO the value function's (the policy takes one step)
+    """
+    if zoo_name == "a2c":
+        return 1
+    if zoo_name == "trpo":
+        return int(settings.get("n_critic_updates", 10))
+    return int(settings.get("n_epochs", 10) * settings.get("n_rollouts", 1))
+
+
+def normalize(suite: str, env: str, score: float) -> float:
+    """
+    :param suite: name of a suite
+    :param env: one of its environments
+    :param score: score of the game
+    :return: score on the suite's scale
+    """
+    low, high = SUITES[suite].scores[env]
+    return (score - low) / (high - low)
+
+
+def read_tuned(suite: str, regime: str) -> dict[str, dict[str, Any]]:
+    """
+    :param suite: name of a suite
+    :param regime: name of one of its regimes
+    :return: the tuned hyperparameters of each algorithm. The regimes of more uses take those of `scarce` where they
+        have none of their own
+    """
+    path = TUNED / f"{suite}.yml"
+    regimes = (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+    tuned: dict[str, dict[str, Any]] = regimes.get(regime, {})
+    if regime.startswith("scarce") and regime != "scarce":
+        scarce = {
+            algo: {name: value for name, value in values.items() if name != "uses"}
+            for algo, values in regimes.get("scarce", {}).items()
+        }
+        return {**scarce, **tuned}
+    return tuned
+
+
+def _base(suite: str, env: str, zoo_name: str) -> dict[str, Any]:
+    """The Zoo's entry of an environment. What belongs to the environment is PPO's where the algorithm has no entry."""
+    own = SUITES[suite].base
+    ppo = dict(own) if own is not None else _zoo_entry("ppo", env)
+    if zoo_name in ("ppo", "dapo"):
+        return ppo
+    of_env = ("policy", "policy_kwargs", "n_envs", "env_wrapper", "frame_stack", "normalize")
+    if own is not None:
+        return {name: ppo[name] for name in of_env if name in ppo}
+    return _zoo_entry(zoo_name, env) or {name: ppo[name] for name in of_env if name in ppo}
+
+
+def _zoo_entry(zoo_name: str, env: str) -> dict[str, Any]:
+    """An environment's entry in a file of the Zoo, empty if it has none."""
+    path = Path(rl_zoo3.__file__).parent / "hyperparams" / f"{zoo_name}.yml"
+    entries = yaml.safe_load(path.read_text())
+    # The Zoo has no entries for version 5 of the MuJoCo environments
+    for name in (env, env.replace("-v5", "-v4"), "atari" if "NoFrameskip" in env else ""):
+        if name in entries:
+            return dict(entries[name])
+    return {}
+
+
+def _parse_change(change: str) -> tuple[str, Any]:
+    name, equals, value = change.partition("=")
+    if not equals or not name:
+        raise ValueError(f"a change of an algorithm must have the form name=value, got {change!r}")
+    return name, yaml.safe_load(value)

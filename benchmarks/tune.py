@@ -1,0 +1,236 @@
+"""
+Tune the algorithms of a suite with Optuna, each with the same number of trials, on the suite's two tuning environments.
+
+    python benchmarks/tune.py --suite minatar --algos ppo_ent dapo --trials 20 --jobs 2
+
+Every trial is a row of `benchmarks/results/tuning/SUITE_REGIME.csv`. What is there is not run again, so that the command
+can be stopped and given again. When an algorithm has had its trials, the best goes to `benchmarks/hyperparams/SUITE.yml`,
+where `run.py` finds it.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from run import Task, run_all
+from store import RESULTS, Run, locked, write_csv
+from suites import ALGORITHMS, SUITES, TUNED, hyperparameters, normalize
+
+# Seeds that no result is made with
+FIRST_SEED = 1000
+# Evaluations at the end of a run whose mean counts
+LAST = 3
+STARTUP_TRIALS = 8
+HEADER = "# Written by benchmarks/tune.py: by regime and algorithm the best of the trials in results/tuning\n"
+
+Params = dict[str, Any]
+
+
+def search_space(algo: str, uses: int) -> dict[str, BaseDistribution]:
+    """
+    The same for all algorithms, without what an algorithm does not have and with the one number that it alone has.
+
+    :param algo: name of an algorithm
+    :param uses: how often the regime uses each sample; half of it is tried too
+    :return: distributions by hyperparameter
+    """
+    zoo_name, settings = ALGORITHMS[algo].zoo_name, ALGORITHMS[algo].settings
+    space: dict[str, BaseDistribution] = {
+        "learning_rate": FloatDistribution(1e-4, 3e-3, log=True),
+        "gae_lambda": CategoricalDistribution((0.8, 0.9, 0.95, 0.98)),
+    }
+    if algo != "ppo" and zoo_name != "trpo":
+        space["ent_coef"] = FloatDistribution(1e-3, 5e-2, log=True)
+    if zoo_name != "a2c":
+        space["uses"] = CategoricalDistribution((uses // 2, uses))
+    if zoo_name in ("ppo", "dapo") and settings.get("policy_loss") != "plain":
+        space["clip_range"] = CategoricalDistribution((0.1, 0.2, 0.3))
+
+    if zoo_name == "a2c":
+        space["n_steps"] = CategoricalDistribution((5, 8, 16, 32))
+    elif zoo_name == "trpo" or algo == "ppo_target_kl":
+        space["target_kl"] = FloatDistribution(3e-3, 0.1, log=True)
+    elif algo == "ppo_adaptive_kl":
+        space["divergence_coef"] = FloatDistribution(3e-3, 0.1, log=True)  # the target of the controller
+    elif settings.get("divergence_coef"):
+        space["divergence_coef"] = FloatDistribution(0.01, 2.0, log=True)
+    return space
+
+
+def as_hyperparameters(algo: str, params: Params) -> Params:
+    """
+    :param algo: name of an algorithm
+    :param params: what Optuna proposes
+    :return: as the Zoo wants it: the learning rate falls to 0, a controller is named with its target
+    """
+    changed = {"learning_rate": f"lin_{params['learning_rate']}"}
+    if algo == "ppo_adaptive_kl":
+        changed["divergence_coef"] = f"adaptive_{params['divergence_coef']}"
+    return {**params, **changed}
+
+
+def propose(space: Mapping[str, BaseDistribution], trials: list[tuple[Params, float]]) -> Params:
+    """
+    :param space: distributions by hyperparameter
+    :param trials: parameters and values of the trials so far
+    :return: parameters of the next trial, the same for the same trials so far
+    """
+    sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=len(trials))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for params, value in trials:
+        study.add_trial(optuna.create_trial(params=params, distributions=dict(space), value=value))
+    proposal = study.ask(dict(space)).params
+    return {name: float(f"{x:.3g}") if isinstance(x, float) else x for name, x in proposal.items()}
+
+
+def read_trials(path: Path) -> list[dict[str, str]]:
+    """
+    :param path: file of trials
+    :return: its rows
+    """
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def trials_of(rows: list[dict[str, str]], algo: str, names: list[str]) -> list[tuple[Params, float]]:
+    """
+    :param rows: rows of a file of trials
+    :param algo: name of an algorithm
+    :param names: its hyperparameters
+    :return: parameters and value of each of its trials
+    """
+    return [
+        ({name: yaml.safe_load(row[name]) for name in names}, float(row["value"]))
+        for row in rows
+        if row["algo"] == algo
+    ]
+
+
+def write_best(path: Path, regime: str, algo: str, params: Params) -> None:
+    """
+    :param path: file of tuned hyperparameters
+    :param regime: name of a regime
+    :param algo: name of an algorithm
+    :param params: its best hyperparameters
+    """
+    tuned = (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+    tuned.setdefault(regime, {})[algo] = params
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(HEADER + yaml.safe_dump(tuned))
+    temporary.replace(path)
+
+
+def run_trial(
+    suite: str, regime: str, algo: str, number: int, params: Params, folder: Path, jobs: int, n_timesteps: int | None
+) -> dict[str, float]:
+    """
+    :param suite: name of a suite
+    :param regime: name of one of its regimes
+    :param algo: name of an algorithm
+    :param number: number of the trial
+    :param params: hyperparameters on trial
+    :param folder: where the runs may write
+    :param jobs: processes at a time
+    :param n_timesteps: environment steps, None for the regime's
+    :return: by environment the mean score at the end. A run that fails, as with numbers out of range, counts as random play
+    """
+    length = {} if n_timesteps is None else {"n_timesteps": n_timesteps}
+    tasks = []
+    for env in SUITES[suite].tuning_envs:
+        run = Run(suite, regime, env, algo, FIRST_SEED + number)
+        settings = hyperparameters(suite, regime, env, algo, as_hyperparameters(algo, params))
+        tasks.append(Task(run, {**settings, **length}, folder / run.slug))
+    scores = {}
+    for task, rows in run_all(tasks, jobs):
+        if rows == []:
+            sys.exit(f"{task.run} is being run by another process")
+        if rows is None:
+            print(f"{task.run} failed, see {task.log}", flush=True)
+            scores[task.run.env] = SUITES[suite].scores[task.run.env][0]
+        else:
+            scores[task.run.env] = float(np.nanmean([row["score"] for row in rows[-LAST:]]))
+    return scores
+
+
+def tune(
+    suite: str, regime: str, algo: str, n_trials: int, results: Path, tuned: Path, jobs: int, n_timesteps: int | None
+) -> None:
+    """
+    Run the trials that an algorithm has not had yet.
+
+    :param suite: name of a suite
+    :param regime: name of one of its regimes
+    :param algo: name of an algorithm
+    :param n_trials: number of trials
+    :param results: folder of the results
+    :param tuned: folder of the tuned hyperparameters
+    :param jobs: processes at a time
+    :param n_timesteps: environment steps, None for the regime's
+    """
+    uses = SUITES[suite].regimes[regime].uses
+    if uses is None:
+        raise ValueError(f"`regime` must have a number of uses per sample to tune for, got {regime!r}")
+    envs = SUITES[suite].tuning_envs
+    space = search_space(algo, uses)
+    path = results / "tuning" / f"{suite}_{regime}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    all_params = dict.fromkeys(name for other in ALGORITHMS for name in search_space(other, uses))
+    columns = ["algo", "trial", "value", *envs, *all_params]
+
+    while len(trials := trials_of(read_trials(path), algo, list(space))) < n_trials:
+        number = len(trials)
+        params = propose(space, trials)
+        scores = run_trial(suite, regime, algo, number, params, results / ".runs" / "tuning", jobs, n_timesteps)
+        value = np.mean([normalize(suite, env, scores[env]) for env in envs])
+        row = {
+            "algo": algo,
+            "trial": str(number),
+            "value": f"{value:.4g}",
+            **{env: f"{scores[env]:.4g}" for env in envs},
+            **{name: str(x) for name, x in params.items()},
+        }
+        with locked(results):
+            write_csv(path, columns, [*read_trials(path), row])
+        print(f"{algo} {number + 1}/{n_trials}: {value:.3f} with {params}", flush=True)
+
+    best, value = max(trials[:n_trials], key=lambda trial: trial[1])
+    with locked(results):
+        write_best(tuned / f"{suite}.yml", regime, algo, as_hyperparameters(algo, best))
+    print(f"{algo}: the best of {n_trials} trials is {value:.3f} with {best}", flush=True)
+
+
+def main() -> None:
+    """Tune the algorithms one after the other."""
+    parser = argparse.ArgumentParser(description="Tune the algorithms of a suite, each with the same number of trials.")
+    parser.add_argument("--suite", required=True, choices=list(SUITES))
+    parser.add_argument("--regime", default="scarce", choices=["scarce", "scarce16", "scarce32"])
+    parser.add_argument("--algos", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS), metavar="ALGO")
+    parser.add_argument("--trials", type=int, default=20, help="trials of each algorithm (default: 20)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time, two at most are used (default: 1)")
+    parser.add_argument("--timesteps", type=int, help="environment steps, for trying things (needs --results)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    args = parser.parse_args()
+    if args.timesteps is not None and args.results == RESULTS:
+        parser.error(
+            "--timesteps would mix trials of other lengths into the results: name another folder with --results"
+        )
+    results: Path = args.results.resolve()
+    # What is only tried leaves the tuned hyperparameters alone
+    tuned = TUNED if args.results == RESULTS else results / "hyperparams"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for algo in args.algos:
+        tune(args.suite, args.regime, algo, args.trials, results, tuned, args.jobs, args.timesteps)
+
+
+if __name__ == "__main__":
+    main()

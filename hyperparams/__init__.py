@@ -1,0 +1,1 @@
+"""RL Zoo's hyperparameter files: one `<algorithm>.yml` each, with one entry per environment."""

@@ -1,0 +1,188 @@
+"""The `sb3-dapo` command: RL Zoo's commands with DAPO as their default algorithm."""
+
+import argparse
+import runpy
+import subprocess
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+LOG_FOLDER = "logs"
+ALGO = ("--algo", "dapo")
+
+
+@dataclass(frozen=True)
+class Command:
+    """
+    :param run: parses `sys.argv` and does the work
+    :param help: what it does, in one line
+    :param defaults: arguments put before the user's, so that the user's win
+    """
+
+    run: Callable[[], None]
+    help: str
+    defaults: tuple[str, ...] = ()
+
+
+def replaced_parser(function: Callable[[], None], parser: Callable[..., ArgumentParser]) -> Any:
+    """
+    :param function: a function of the Zoo that creates a parser and reads the command line with it
+    :param parser: what it shall create instead of an `ArgumentParser`
+    :return: context in which it does so
+    """
+    return mock.patch.dict(function.__globals__, argparse=SimpleNamespace(ArgumentParser=parser))
+
+
+def call(module: str, function: str) -> Callable[[], None]:
+    """
+    :param module: name of a module
+    :param function: name of a function in it that parses `sys.argv`
+    :return: a function that imports the module and calls the function
+    """
+    return lambda: getattr(import_module(module), function)()
+
+
+def call_plot(module: str, function: str) -> Callable[[], None]:
+    """
+    Like `call`, for the Zoo's plots. Where there is no display, what it would show in windows is written to PNG files.
+
+    :param module: name of a module
+    :param function: name of a function in it that parses `sys.argv`
+    :return: a function that imports the module and calls the function
+    """
+
+    def run() -> None:
+        from matplotlib import pyplot as plt
+        from matplotlib.backends.registry import BackendFilter, backend_registry
+
+        def save() -> None:
+            folder = Path(LOG_FOLDER, "plots")
+            folder.mkdir(parents=True, exist_ok=True)
+            for label in plt.get_figlabels():
+                path = folder / f"{label.replace(' ', '_').replace('/', '-')}.png"
+                plt.figure(label).savefig(path, dpi=150)
+                print(f"Saved {path}")
+
+        def parser(description: str) -> ArgumentParser:
+            # The Zoo gives the descriptions of these commands as the name of the program
+            return ArgumentParser(prog=sys.argv[0], description=description)
+
+        plot = getattr(import_module(module), function)
+        has_display = plt.get_backend() in backend_registry.list_builtin(BackendFilter.INTERACTIVE)
+        with replaced_parser(plot, parser), mock.patch.object(plt, "show", plt.show if has_display else save):
+            plot()
+
+    return run
+
+
+class TrainParser(ArgumentParser):
+    """Arguments of the Zoo's `train`, with one more kind of vectorized environment."""
+
+    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
+        if "--vec-env" in names:
+            kwargs = {
+                "default": "auto",
+                "choices": ["auto", "dummy", "subproc", "native"],
+                "help": "VecEnv type; native: Atari games in C++ threads; auto: native where it can be had, else dummy",
+            }
+        return super().add_argument(*names, **kwargs)
+
+
+def train() -> None:
+    """The Zoo's `train`."""
+    from rl_zoo3.train import train as zoo_train
+
+    with replaced_parser(zoo_train, TrainParser):
+        zoo_train()
+
+
+def record_video() -> None:
+    """The Zoo's `record_video`, which is a script. Its workers import the real `__main__`, so that stays in place."""
+    runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+
+
+def benchmark() -> None:
+    """The Zoo's `benchmark`, a script that runs `python enjoy.py`, a file of the Zoo's checkout, for every agent."""
+    subprocess_call = subprocess.call
+
+    def enjoy(command: list[str], *args: Any, **kwargs: Any) -> int:
+        return subprocess_call([sys.executable, "-m", "sb3_dapo.zoo", "enjoy", *command[2:]], *args, **kwargs)
+
+    # Own agents unless the user names a folder: the Zoo would first download all of its agents from the Hub
+    if not any(argument.startswith("--log-dir") for argument in sys.argv):
+        sys.argv += ["--log-dir", LOG_FOLDER, "--no-hub"]
+    with mock.patch("subprocess.call", enjoy):
+        runpy.run_module("rl_zoo3.benchmark", run_name="__main__")
+
+
+COMMANDS = {
+    "train": Command(train, "train an agent, or search hyperparameters (-optimize)", ALGO),
+    "enjoy": Command(call("rl_zoo3.enjoy", "enjoy"), "watch a trained agent", (*ALGO, "--folder", LOG_FOLDER)),
+    "record-video": Command(record_video, "record a trained agent as mp4", (*ALGO, "--folder", LOG_FOLDER)),
+    "plot-train": Command(
+        call_plot("rl_zoo3.plots", "plot_train"),
+        "plot the scores of training episodes",
+        (*ALGO, "--exp-folder", LOG_FOLDER),
+    ),
+    "all-plots": Command(
+        call_plot("rl_zoo3.plots", "all_plots"),
+        "plot and tabulate the evaluations of several runs",
+        ("--algos", "dapo", "--exp-folders", LOG_FOLDER),
+    ),
+    "plot-from-file": Command(
+        call_plot("rl_zoo3.plots", "plot_from_file"), "plot results saved by all-plots (rliable included)"
+    ),
+    "benchmark": Command(benchmark, "evaluate every trained agent and write a table"),
+    "random": Command(call("sb3_dapo.zoo.evaluation", "random"), "score of a uniform random policy, for reference"),
+    "report": Command(
+        call("sb3_dapo.zoo.evaluation", "report"),
+        "score of a trained agent beside the random policy's, and its learning curve",
+    ),
+}
+
+
+def build_parser() -> ArgumentParser:
+    """
+    :return: parser of the command's name
+    """
+    width = max(map(len, COMMANDS)) + 3
+    parser = ArgumentParser(
+        prog="sb3-dapo",
+        usage="sb3-dapo COMMAND [arguments]",
+        description="Divergence-Augmented Policy Optimization in RL Zoo.",
+        epilog="commands:\n" + "".join(f"  {name:{width}}{command.help}\n" for name, command in COMMANDS.items()) + """
+'sb3-dapo COMMAND --help' lists a command's arguments, which are those of RL Zoo. The algorithm is dapo unless --algo
+names another, the hyperparameters come from the file of this package unless --conf-file names another, and agents are
+kept in the folder 'logs'.
+
+examples:
+  sb3-dapo train --env CartPole-v1 --progress
+  sb3-dapo enjoy --env CartPole-v1
+  sb3-dapo train --env BreakoutNoFrameskip-v4 -n 500000 --hyperparams divergence_coef:0.1 n_rollouts:4
+  sb3-dapo train --env BreakoutNoFrameskip-v4 --algo ppo
+""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"sb3-dapo {version('sb3-dapo')}")
+    return parser
+
+
+def main() -> None:
+    """Run the command that `sys.argv` names."""
+    name = build_parser().parse_args(sys.argv[1:2]).command
+    command = COMMANDS[name]
+    # argparse takes the program's name in its messages from here
+    sys.argv = [f"sb3-dapo {name}", *command.defaults, *sys.argv[2:]]
+    command.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""RL Zoo's experiment manager with our hyperparameter files, scheduled arguments and checks."""
+
+import argparse
+import difflib
+import inspect
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import rl_zoo3.exp_manager
+from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dapo.controllers import AdaptiveController, Controller, DualController
+
+# Arguments that the Zoo gives to every algorithm itself
+GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
+# Arguments that may be scheduled. The Zoo alone would pass the last one's text on as it is.
+SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf", "divergence_coef")
+# Arguments of AtariWrapper, and of the environment, that AtariVecEnv has too
+NATIVE_WRAPPER_KWARGS = {"noop_max", "frame_skip", "screen_size", "terminal_on_life_loss", "clip_reward"}
+NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
+
+
+def conf_file(algo: str) -> str | None:
+    """
+    :param algo: name of an algorithm in the Zoo
+    :return: path of the hyperparameter file that comes with this package, None for the Zoo's own algorithms
+    """
+    path = Path(str(resources.files("sb3_dapo.hyperparams"))) / f"{algo}.yml"
+    return str(path) if path.is_file() else None
+
+
+def parse_schedule(name: str, text: str) -> SimpleLinearSchedule | Controller:
+    """
+    :param name: argument that the text is for
+    :param text: `lin_x`, and for `divergence_coef` also `adaptive_x` and `dual_x`, where x is the target divergence
+    :return: schedule that falls linearly from x to 0, or controller
+    """
+    kinds: dict[str, Callable[[float], SimpleLinearSchedule | Controller]] = {"lin": SimpleLinearSchedule}
+    if name == "divergence_coef":
+        kinds |= {"adaptive": AdaptiveController, "dual": DualController}
+    kind, _, number = text.partition("_")
+    try:
+        return kinds[kind](float(number))
+    except (KeyError, ValueError) as error:
+        allowed = ", ".join(f"{kind}_x" for kind in kinds)
+        raise ValueError(
+            f"`{name}` must be a number or {allowed}, got {text!r} "
+            f"(YAML reads 1e-3 as text: write 0.001 or !!float 1e-3)"
+        ) from error
+
+
+def check_keywords(algo_class: type, names: set[str], source: str) -> None:
+    """
+    Refuse arguments that the algorithm does not have.
+
+    :param algo_class: class of the algorithm
+    :param names: names of the arguments for it
+    :param source: where they were read, for the message
+    """
+    allowed = set(inspect.signature(algo_class).parameters) - GIVEN
+    for name in sorted(names - allowed):
+        close = difflib.get_close_matches(name, allowed, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"{algo_class.__name__} has no hyperparameter {name!r} (in {source}); "
+            f"{hint}allowed are {', '.join(sorted(allowed))}"
+        )
+
+
+def atari_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any] | None:
+    """
+    :param hyperparams: entry of a hyperparameter file
+    :return: arguments of SB3's `AtariWrapper` if it is the only wrapper, otherwise None
+    """
+    wrappers = hyperparams.get("env_wrapper")
+    wrapper = wrappers[0] if isinstance(wrappers, list) and len(wrappers) == 1 else wrappers
+    kwargs: dict[str, Any] = {}
+    if isinstance(wrapper, dict) and len(wrapper) == 1:
+        ((wrapper, kwargs),) = wrapper.items()
+    return kwargs if wrapper == f"{AtariWrapper.__module__}.{AtariWrapper.__name__}" else None
+
+
+class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
+    """
+    RL Zoo's experiment manager. For an algorithm of this package it reads our hyperparameter file if the user names
+    none, understands schedules of our arguments, and refuses arguments that do not exist before anything is created.
+    For every algorithm it has one more `vec_env_type`, "native": Atari games in ale_py's C++ threads. "auto" chooses it
+    where it can be had.
+
+    :param args: parsed command line
+    :param algo: name of the algorithm
+    :param zoo_args: as in the Zoo
+    :param zoo_kwargs: as in the Zoo
+    """
+
+    def __init__(self, args: argparse.Namespace, algo: str, *zoo_args: Any, **zoo_kwargs: Any) -> None:
+        self.vec_env_type = zoo_kwargs.get("vec_env_type", "dummy")
+        if self.vec_env_type in ("native", "auto"):
+            zoo_kwargs["vec_env_type"] = "dummy"
+        super().__init__(args, algo, *zoo_args, **zoo_kwargs)
+        self.native_kwargs: dict[str, Any] | None = None  # arguments of AtariVecEnv, if it is used
+        own_file = conf_file(algo)
+        self.is_own_algo = own_file is not None
+        if own_file is not None and zoo_kwargs.get("config") is None:
+            self.config = own_file
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[
+        dict[str, Any],
+        Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None,
+        list[BaseCallback],
+        Callable[..., Any] | None,
+    ]:
+        native_kwargs = atari_wrapper_kwargs(hyperparams)
+        schedules = {}
+        if self.is_own_algo:
+            schedules = {
+                name: parse_schedule(name, hyperparams[name])
+                for name in SCHEDULED
+                if isinstance(hyperparams.get(name), str)
+            }
+        hyperparams, env_wrapper, callbacks, vec_env_wrapper = super()._preprocess_hyperparams(hyperparams)
+        if self.is_own_algo:
+            check_keywords(ALGOS[self.algo], set(hyperparams), source=f"{self.config} or --hyperparams")
+        if self.vec_env_type in ("native", "auto"):
+            self._choose_native(native_kwargs if vec_env_wrapper is None else None)
+        return {**hyperparams, **schedules}, env_wrapper, callbacks, vec_env_wrapper
+
+    def _choose_native(self, wrapper_kwargs: dict[str, Any] | None) -> None:
+        """
+        :param wrapper_kwargs: arguments of `AtariWrapper`, None if the environment has other wrappers
+        """
+        is_sound = (
+            self._is_atari
+            and gym.spec(self.env_name.gym_id).kwargs.get("frameskip") == 1
+            and wrapper_kwargs is not None
+            and not (set(wrapper_kwargs) - NATIVE_WRAPPER_KWARGS)
+            and not ({*self.env_kwargs, *self.eval_env_kwargs} - NATIVE_ENV_KWARGS)
+            and not self.monitor_kwargs
+        )
+        if is_sound:
+            self.native_kwargs = wrapper_kwargs
+        elif self.vec_env_type == "native":
+            raise ValueError(
+                f"`--vec-env` must be auto, dummy or subproc for {self.env_name.gym_id} as {self.config} wraps it, got "
+                f"'native', which plays NoFrameskip games of Atari under AtariWrapper alone, with the arguments "
+                f"{', '.join(sorted(NATIVE_WRAPPER_KWARGS | NATIVE_ENV_KWARGS))}"
+            )
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        :param n_envs: number of environments
+        :param eval_env: whether they are for evaluation
+        :param no_log: whether to write no monitor files
+        :return: vectorized environment, with all wrappers
+        """
+        if self.native_kwargs is None:
+            return super().create_envs(n_envs, eval_env, no_log)
+        from sb3_dapo.atari_vec_env import AtariVecEnv
+
+        env = AtariVecEnv(
+            self.env_name.gym_id,
+            n_envs,
+            self.seed,
+            n_stack=self.frame_stack or 1,
+            monitor_dir=None if eval_env or no_log else self.save_path,
+            **self.native_kwargs,
+            **(self.eval_env_kwargs if eval_env else self.env_kwargs),
+        )
+        return self._maybe_normalize(env, eval_env)
