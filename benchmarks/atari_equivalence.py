@@ -191,7 +191,7 @@ def compare_games(native: list[Game], classic: list[Game]) -> list[dict[str, Any
         row = {"measure": measure, "games": len(ours)}
         for name, values in (("native", ours), ("classic", theirs)):
             row |= {f"{name}_mean": round(float(np.mean(values)), 3), f"{name}_std": round(float(np.std(values)), 3)}
-        rows.append(row | {"ks_statistic": round(test.statistic, 4), "p_value": round(test.pvalue, 4)})
+        rows.append(row | {"ks_statistic": round(float(test.statistic), 4), "p_value": round(float(test.pvalue), 4)})
     return rows
 
 

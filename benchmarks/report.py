@@ -471,11 +471,11 @@ def uses_section(rows: pd.DataFrame, suite: str, figures: Path, link: str) -> st
             continue
         points = {regime: values[0] for regime, values in estimates(final, iqm).items()}
         cells.append([label(algo), *(str(points.get(regime, "")) for regime in regimes)])
-        x = [SUITES[suite].regimes[regime].uses for regime in points]
+        x = [SUITES[suite].regimes[regime].uses or 0 for regime in points]
         values = list(points.values())
         axes.plot(x, [e.value for e in values], marker="o", color=color(algo), label=label(algo))
         axes.fill_between(x, [e.low for e in values], [e.high for e in values], color=color(algo), alpha=0.15)
-    uses = [SUITES[suite].regimes[regime].uses for regime in regimes]
+    uses = [SUITES[suite].regimes[regime].uses or 0 for regime in regimes]
     axes.set(xscale="log", xlabel="Uses per sample", ylabel="IQM of the normalized score")
     axes.set_xticks(uses, map(str, uses))
     axes.minorticks_off()

@@ -3,9 +3,9 @@ Tune the algorithms of a suite with Optuna, each with the same number of trials,
 
     python benchmarks/tune.py --suite minatar --algos ppo_ent dapo --trials 20 --jobs 2
 
-Every trial is a row of `benchmarks/results/tuning/SUITE_REGIME.csv`. What is there is not run again, so that the command
-can be stopped and given again. When an algorithm has had its trials, the best goes to `benchmarks/hyperparams/SUITE.yml`,
-where `run.py` finds it.
+Every trial is a row of `benchmarks/results/tuning/SUITE_REGIME.csv`. What is there is not run again, so that the
+command can be stopped and given again. When an algorithm has had its trials, the best goes to
+`benchmarks/hyperparams/SUITE.yml`, where `run.py` finds it.
 """
 
 import argparse
@@ -142,7 +142,8 @@ def run_trial(
     :param folder: where the runs may write
     :param jobs: processes at a time
     :param n_timesteps: environment steps, None for the regime's
-    :return: by environment the mean score at the end. A run that fails, as with numbers out of range, counts as random play
+    :return: by environment the mean score at the end. A run that fails, as with numbers out of range, counts as random
+        play
     """
     length = {} if n_timesteps is None else {"n_timesteps": n_timesteps}
     tasks = []
@@ -191,7 +192,7 @@ def tune(
         number = len(trials)
         params = propose(space, trials)
         scores = run_trial(suite, regime, algo, number, params, results / ".runs" / "tuning", jobs, n_timesteps)
-        value = np.mean([normalize(suite, env, scores[env]) for env in envs])
+        value = float(np.mean([normalize(suite, env, scores[env]) for env in envs]))
         row = {
             "algo": algo,
             "trial": str(number),

@@ -56,14 +56,14 @@ class Evaluation(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.start = time.monotonic()
-        self.parent = os.getppid()
+        self.starter = os.getppid()
         self.model.policy.optimizer.register_step_post_hook(self._count_step)
 
     def _count_step(self, *_: Any) -> None:
         self.gradient_steps += 1
 
     def _on_rollout_start(self) -> None:
-        if os.getppid() != self.parent:
+        if os.getppid() != self.starter:
             sys.exit("the process that started this run is gone")
         # What the update before this rollout logged
         logged = self.logger.name_to_value

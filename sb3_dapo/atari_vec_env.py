@@ -22,7 +22,7 @@ try:
 except ImportError as error:
     raise ImportError("sb3_dapo.atari_vec_env needs ale_py and OpenCV: pip install 'sb3-dapo[atari]'") from error
 
-NOOP, FIRE = 0, 1  # their places in the action set; every game has NOOP, most have FIRE
+NOOP, FIRE = 0, 1  # their places in the action set; most games have FIRE
 NUM_SEEDS = 2**31  # the emulator's seeds are non-negative 32-bit integers
 NO_LIMIT = 2**30  # more frames than any game lasts
 
@@ -213,7 +213,7 @@ class AtariVecEnv(VecEnv):
       ``evaluate_policy`` on the same environment counts games begun by an earlier policy.
     - The same seed gives other games, as the random generators differ, with the same distribution of no-op frames.
     - Points scored in the no-op frames that begin a game are missing from the episode's ``r``. Of ale_py's games only
-      Skiing has any: at most 50 of several thousand.
+      Skiing (at most 50 of several thousand) and Entombed (1) have any.
     - A game that reaches the limit of frames (half an hour of play) completes its last action: up to ``frame_skip`` - 1
       frames more.
     - When the game is over, the newest frame of ``terminal_observation`` may differ. No algorithm needs the value of
@@ -287,6 +287,12 @@ class AtariVecEnv(VecEnv):
         screen_height, screen_width, _ = probe.observation_space.shape
         action_meanings = probe.get_action_meanings()
         reset_frames = probe.reset()[1]["episode_frame_number"]
+        has_fire = "FIRE" in action_meanings
+        if action_meanings[NOOP] != "NOOP" or (has_fire and action_meanings[FIRE] != "FIRE"):
+            raise ValueError(
+                f"env_id={env_id!r} has the actions {action_meanings}, but SB3's wrappers need NOOP first, and FIRE, "
+                "if there is such an action, second"
+            )
 
         self._games = [
             AtariGame(
@@ -334,7 +340,7 @@ class AtariVecEnv(VecEnv):
             atari_wrappers.NoopResetEnv: noop_max > 0,
             atari_wrappers.MaxAndSkipEnv: frame_skip > 1,
             atari_wrappers.EpisodicLifeEnv: terminal_on_life_loss,
-            atari_wrappers.FireResetEnv: "FIRE" in action_meanings,
+            atari_wrappers.FireResetEnv: has_fire,
             atari_wrappers.WarpFrame: True,
             atari_wrappers.ClipRewardEnv: clip_reward,
         }

@@ -370,11 +370,11 @@ class CheckpointCallback(BaseCallback):
     def _on_training_start(self) -> None:
         # A resumed run and an uninterrupted one write at the same steps, as both count from step 0
         self.last_start = self.last_saved = self.model.num_timesteps
-        existing = _list_checkpoints(self.save_path, self.name_prefix)
-        if self.model.num_timesteps == 0 and existing:
+        existing = latest_checkpoint(self.save_path, self.name_prefix) if self.model.num_timesteps == 0 else None
+        if existing is not None:
             raise ValueError(
-                f"`save_path` must be a folder without checkpoints for a new run, but there is {existing[-1]}: load "
-                "it with `load_checkpoint` to go on, or name another folder"
+                f"`save_path` must be a folder without checkpoints for a new run, but there is {existing}: load it "
+                "with `load_checkpoint` to go on, or name another folder"
             )
 
     def _on_rollout_start(self) -> None:

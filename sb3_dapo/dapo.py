@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_dapo.arguments import check, check_arguments, check_int
 from sb3_dapo.buffers import RolloutRing, RolloutRingSamples, StepRecorder
 from sb3_dapo.checkpoint import Resumption, RolloutStart, collecting, load_checkpoint, save_checkpoint
 from sb3_dapo.controllers import Controller
@@ -126,6 +127,7 @@ class DAPO(PPO):
     }
     rollout_buffer: RolloutRing
     divergence: Divergence
+    normalize_advantage: bool | Literal["rms"]  # type: ignore[assignment]
     _rollout_start: RolloutStart | None = None
     _resumption: Resumption | None = None
 
@@ -175,9 +177,9 @@ class DAPO(PPO):
         autocast: bool = False,
         compile: bool = False,
     ) -> None:
-        _check("env", env, env is None or isinstance(env, str | gym.Env | VecEnv), "an id, a gymnasium.Env or a VecEnv")
-        _check_int("n_steps", n_steps, 1)
-        _check_int("batch_size", batch_size, 1)
+        check("env", env, env is None or isinstance(env, str | gym.Env | VecEnv), "an id, a gymnasium.Env or a VecEnv")
+        check_int("n_steps", n_steps, 1)
+        check_int("batch_size", batch_size, 1)
         try:
             super().__init__(
                 policy,
@@ -190,7 +192,7 @@ class DAPO(PPO):
                 gae_lambda=gae_lambda,
                 clip_range=clip_range,
                 clip_range_vf=clip_range_vf,
-                normalize_advantage=False,  # PPO would assert on the batch size, which _check_arguments looks at
+                normalize_advantage=False,  # PPO would assert on the batch size, which check_arguments looks at
                 ent_coef=ent_coef,
                 vf_coef=vf_coef,
                 max_grad_norm=max_grad_norm,
@@ -209,7 +211,7 @@ class DAPO(PPO):
             )
         except AssertionError as error:  # SB3's way to refuse an action space
             raise ValueError(str(error)) from error
-        self.normalize_advantage = normalize_advantage  # type: ignore[assignment]
+        self.normalize_advantage = normalize_advantage
         self.divergence = divergence  # type: ignore[assignment]
         self.divergence_coef = divergence_coef
         self.divergence_steps = divergence_steps
@@ -233,7 +235,7 @@ class DAPO(PPO):
 
     def _setup_model(self) -> None:
         # Here and not in __init__, as load() sets the attributes after __init__
-        self._check_arguments()
+        check_arguments(self)
         self.divergence = get_divergence(self.divergence)
         self.divergence.check_action_space(self.action_space)
         if self.rollout_buffer_class is None:
@@ -250,59 +252,6 @@ class DAPO(PPO):
             self.policy.autocast = self.autocast
         self._tried_to_compile = False
         self._compiled_evaluate: Callable[..., tuple[th.Tensor, th.Tensor, th.Tensor | None]] | None = None
-
-    def _check_arguments(self) -> None:
-        """
-        :raises ValueError: naming the argument, its value and what is allowed
-        """
-        for name in ("n_steps", "batch_size", "n_epochs", "n_rollouts"):
-            _check_int(name, getattr(self, name), 1)
-        for name in ("gamma", "gae_lambda"):
-            _check_number(name, getattr(self, name), 0, 1)
-        for name in ("divergence_c_bar", "c_bar", "ent_coef", "vf_coef", "max_grad_norm"):
-            _check_number(name, getattr(self, name), 0)
-        _check_number("rho_bar", self.rho_bar, 0)
-        if self.divergence_lambda is not None:
-            _check_number("divergence_lambda", self.divergence_lambda, 0, 1)
-        if self.divergence_steps is not None:
-            _check_int("divergence_steps", self.divergence_steps, 0)
-        if self.target_kl is not None:
-            _check_number("target_kl", self.target_kl, 0)
-        for name in ("learning_rate", "clip_range", "clip_range_vf", "divergence_coef"):
-            value = getattr(self, name)
-            if not callable(value) and not (value is None and name == "clip_range_vf"):
-                _check_number(name, value, 0)
-        _check("advantage", self.advantage, self.advantage in ("vtrace", "gae"), "'vtrace' or 'gae'")
-        _check(
-            "policy_loss",
-            self.policy_loss,
-            self.policy_loss in ("clip", "plain", "clip_augmented"),
-            "'clip', 'plain' or 'clip_augmented'",
-        )
-        normalize = self.normalize_advantage
-        _check(
-            "normalize_advantage", normalize, isinstance(normalize, bool) or normalize == "rms", "True, False or 'rms'"
-        )
-        _check("nonfinite", self.nonfinite, self.nonfinite in ("raise", "skip"), "'raise' or 'skip'")
-        _check("fast", self.fast, self.fast is None or isinstance(self.fast, bool), "True, False or None")
-        for name in ("exact_targets", "optimize_memory_usage", "autocast", "compile"):
-            _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
-        is_cnn = issubclass(self.policy_class, CnnPolicy)
-        _check("autocast", self.autocast, is_cnn or not self.autocast, "False for policies other than CnnPolicy")
-        if self.advantage == "vtrace":
-            _check("rho_bar", self.rho_bar, self.rho_bar >= self.c_bar, f"at least `c_bar` ({self.c_bar})")
-        if normalize:
-            reason = "as the advantages of a minibatch are normalized"
-            _check("batch_size", self.batch_size, self.batch_size > 1, f"at least 2, {reason}")
-            rollout = f"n_steps={self.n_steps} * n_envs={self.n_envs}"
-            _check("n_steps * n_envs", rollout, self.n_steps * self.n_envs > 1, f"at least 2, {reason}")
-        buffer_class = self.rollout_buffer_class
-        _check(
-            "rollout_buffer_class",
-            buffer_class,
-            buffer_class is None or (isinstance(buffer_class, type) and issubclass(buffer_class, RolloutRing)),
-            "a subclass of sb3_dapo.buffers.RolloutRing",
-        )
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -326,14 +275,14 @@ class DAPO(PPO):
         """Compile the policy for acting and for learning, or warn and leave it as it is."""
         # The checks of torch's distributions look at values, which would cut the compiled graph
         th.distributions.Distribution.set_default_validate_args(False)
-        options = {"mode": "reduce-overhead"} if self.device.type == "cuda" else {}
+        mode = "reduce-overhead" if self.device.type == "cuda" else "default"
         observations = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
         try:
             with th.random.fork_rng():  # the trial must not change what the policy will sample
-                self.policy.compile(**options)
+                self.policy.compile(mode=mode)
                 with th.no_grad():
                     actions = self.policy(observations)[0]
-                compiled = th.compile(self.policy.evaluate_actions, **options)
+                compiled = th.compile(self.policy.evaluate_actions, mode=mode)
                 compiled(observations, actions)
             self._compiled_evaluate = compiled
         except Exception as error:
@@ -354,14 +303,14 @@ class DAPO(PPO):
 
         parameters = list(self.policy.parameters())
         self.rollout_buffer.begin_update()
-        epoch_stats, all_finite = [], []
+        epoch_stats, all_taken = [], []
         continue_training = True
         for epoch in range(self.n_epochs):
             self._update_targets()
             all_stats = []
             for samples in self.rollout_buffer.get(self.batch_size):
                 evaluate = self._compiled_evaluate or self.policy.evaluate_actions
-                values, log_prob, entropy = evaluate(samples.observations, samples.actions)  # type: ignore[arg-type]
+                values, log_prob, entropy = evaluate(samples.observations, samples.actions)
                 values = values.flatten()
                 loss, stats = self._loss(samples, values, log_prob, entropy, clip_range, clip_range_vf, divergence_coef)
                 all_stats.append(stats)
@@ -374,9 +323,9 @@ class DAPO(PPO):
                             print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
                         break
 
-                is_finite = self._optimize(loss, parameters, samples)
-                self.rollout_buffer.record_visit(samples.indices, values, log_prob, is_finite)
-                all_finite.append(is_finite)
+                is_taken = self._optimize(loss, parameters, samples)
+                self.rollout_buffer.record_visit(samples.indices, values, log_prob, is_taken)
+                all_taken.append(is_taken)
 
             epoch_stats.append(self._summarize(all_stats, clip_range))
             self._n_updates += 1
@@ -385,15 +334,17 @@ class DAPO(PPO):
         self._policy_version += 1
 
         # The only transfer from the device
-        n_skipped = th.stack(all_finite).logical_not().sum() if all_finite else th.zeros((), device=self.device)
-        *means, n_skipped = th.cat([th.stack(epoch_stats).nanmean(dim=0), n_skipped.reshape(1)]).tolist()
-        if n_skipped and self.nonfinite == "raise":
+        means = th.stack(epoch_stats).nanmean(dim=0)
+        n_taken = th.stack(all_taken).sum() if all_taken else means.new_zeros(())
+        *logged_means, n_taken = th.cat([means, n_taken.reshape(1)]).tolist()
+        n_skipped = len(all_taken) - n_taken
+        if n_skipped > 0 and self.nonfinite == "raise":
             raise NonFiniteError("the loss or gradient of a minibatch is not finite")
-        stats = dict(zip(LOGGED_MEANS, means, strict=True))
+        logged = dict(zip(LOGGED_MEANS, logged_means, strict=True))
         if isinstance(self.divergence_coef, Controller):
-            self.divergence_coef.update(stats["behavior_kl"])
+            self.divergence_coef.update(logged["behavior_kl"])
 
-        for name, value in stats.items():
+        for name, value in logged.items():
             self.logger.record(f"train/{name}", value)
         if self.nonfinite == "skip":
             self.logger.record("train/skipped_minibatches", n_skipped)
@@ -485,7 +436,7 @@ class DAPO(PPO):
         """
         optimizer = self.policy.optimizer
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         is_finite = th.isfinite(loss.detach() + grad_norm)
         if self.device.type != "cpu" and optimizer.param_groups[0].get("fused"):
@@ -547,12 +498,12 @@ class DAPO(PPO):
         buffer = self.rollout_buffer
         if self.exact_targets:
             for samples in buffer.get(self.batch_size, shuffle=False):
-                values, log_prob, _ = self.policy.evaluate_actions(samples.observations, samples.actions)  # type: ignore[arg-type]
+                values, log_prob, _ = self.policy.evaluate_actions(samples.observations, samples.actions)
                 buffer.record_visit(samples.indices, values.flatten(), log_prob)
         bootstrap_values = None
         if self.advantage == "vtrace":
             bootstrap_values = th.cat(
-                [self.policy.predict_values(obs).flatten() for obs in buffer.bootstrap_batches(self.batch_size)]  # type: ignore[arg-type]
+                [self.policy.predict_values(obs).flatten() for obs in buffer.bootstrap_batches(self.batch_size)]
             )
         buffer.update_targets(
             self.divergence,
@@ -666,19 +617,3 @@ class DAPO(PPO):
 def _kl_terms(log_ratio: th.Tensor) -> th.Tensor:
     """Terms whose mean over samples of q is unbiased for KL(q || p), with log_ratio = log p - log q (Schulman's k3)."""
     return th.expm1(log_ratio) - log_ratio
-
-
-def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
-    if not is_allowed:
-        raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
-
-
-def _check_int(name: str, value: object, minimum: int) -> None:
-    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    _check(name, value, is_int and value >= minimum, f"an integer of at least {minimum}")  # type: ignore[operator]
-
-
-def _check_number(name: str, value: object, minimum: float, maximum: float = float("inf")) -> None:
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    allowed = f"a number of at least {minimum}" if maximum == float("inf") else f"a number in [{minimum}, {maximum}]"
-    _check(name, value, is_number and minimum <= value <= maximum, allowed)  # type: ignore[operator]

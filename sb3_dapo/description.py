@@ -261,7 +261,7 @@ def _decode_object(value: dict[str, Any], cls: type, where: str) -> Any:
     del arguments["type"]
     with refusing(f"`{where}`"):
         decoded = cls(**arguments)
-        if not all(math.isfinite(decoded(progress_remaining)) for progress_remaining in (1.0, 0.5, 0.0)):
+        if cls is LinearSchedule and not all(math.isfinite(decoded(progress)) for progress in (1.0, 0.5, 0.0)):
             raise ExportError(f"`{where}` must be finite, got {short(value)}")
         return decoded
 

@@ -398,11 +398,7 @@ def _read_folder(
 
         hyperparameters = decode_arguments(description["hyperparameters"], _hyperparameters(cls), "hyperparameters")
         hyperparameters |= {name: value for name, value in kwargs.items() if name != "policy_kwargs"}
-        policy = policy or description["policy"]
-        if isinstance(policy, str) and policy not in cls.policy_aliases:
-            raise ExportError(f"`policy` must be one of {sorted(cls.policy_aliases)}, got {short(policy)}")
-        policy_class: Any = cls.policy_aliases[policy] if isinstance(policy, str) else policy
-        is_own = not isinstance(policy, str)
+        policy_class, is_own = _find_policy(cls, policy or description["policy"], observation_space)
         given = kwargs.get("policy_kwargs") or {}
         policy_kwargs = _decode_policy_kwargs(description["policy_kwargs"], policy_class, is_own, given)
 
@@ -482,6 +478,24 @@ def _hyperparameters(cls: "type[DAPO]") -> dict[str, Any]:
     :return: types of its hyperparameters by name
     """
     return {name: kind for name, kind in annotations_of(cls).items() if name not in NOT_HYPERPARAMETERS}
+
+
+def _find_policy(
+    cls: "type[DAPO]", policy: Any, observation_space: spaces.Space[Any]
+) -> tuple[type[ActorCriticPolicy], bool]:
+    """
+    :param cls: class of the model
+    :param policy: class that was passed, or a name
+    :param observation_space: observation space
+    :return: the class; whether it was passed
+    """
+    if isinstance(policy, type):
+        return policy, True
+    if policy not in cls.policy_aliases:
+        raise ExportError(f"`policy` must be one of {sorted(cls.policy_aliases)}, got {short(policy)}")
+    if isinstance(observation_space, spaces.Dict) != policy.startswith("MultiInput"):
+        raise ExportError(f"`policy` must suit the observations, {short(observation_space)}, got {policy!r}")
+    return cls.policy_aliases[policy], False  # type: ignore[return-value]
 
 
 def _decode_policy_kwargs(

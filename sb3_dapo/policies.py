@@ -23,7 +23,7 @@ class CnnPolicy(ActorCriticCnnPolicy):
     fast = False
     autocast = False
 
-    def extract_features(
+    def extract_features(  # type: ignore[override]
         self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
     ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
         if self.autocast:
@@ -56,6 +56,7 @@ def fast_nature_cnn(extractor: NatureCNN, images: th.Tensor) -> th.Tensor:
     :return: features ``(B, features_dim)``, equal to the extractor's within float tolerance
     """
     first, *others = extractor.cnn
+    assert isinstance(first, th.nn.Conv2d)
     weight = first.weight / 255.0
     if images.shape[2] % BLOCK == 0 and images.shape[3] % BLOCK == 0:
         x = F.conv2d(blocks_to_channels(images).float(), _blocked_kernel(weight), first.bias)
@@ -64,7 +65,7 @@ def fast_nature_cnn(extractor: NatureCNN, images: th.Tensor) -> th.Tensor:
         x = F.conv2d(images, weight.contiguous(memory_format=th.channels_last), first.bias, stride=BLOCK)
     for layer in others:
         x = layer(x)
-    return extractor.linear(x)  # type: ignore[no-any-return]
+    return extractor.linear(x)
 
 
 def blocks_to_channels(images: th.Tensor) -> th.Tensor:

@@ -381,6 +381,7 @@ def test_wrong_order_of_calls() -> None:
         ("not an id", {}, "env_id='not an id'"),
         ("CartPole-v1", {}, "not an Atari game"),
         ("Breakout-v4", {}, "random number of times"),
+        ("ALE/Backgammon-v5", {}, "NOOP first"),
         (BREAKOUT, {"n_envs": 0}, "n_envs=0"),
         (BREAKOUT, {"n_envs": 1.5}, "n_envs=1.5"),
         (BREAKOUT, {"n_stack": 0}, "n_stack=0"),

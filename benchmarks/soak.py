@@ -1,0 +1,473 @@
+"""
+Soak test of checkpoints: runs are killed at random moments and hit by faults until they are through, resumed every time
+from the latest checkpoint, and in the end compared bit for bit with the same run that was left alone::
+
+    python benchmarks/soak.py --kills 200
+
+Each training process is forked from a server that has imported everything, and killed by SIGKILL from outside, wherever
+it happens to be: loading, collecting, learning or writing. Exit status 1 if a run differs or a fault goes unnoticed.
+"""
+
+import argparse
+import csv
+import hashlib
+import multiprocessing as mp
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
+
+from sb3_dapo import DAPO, AdaptiveController, NonFiniteError
+from sb3_dapo.checkpoint import CheckpointCallback, get_random_states, latest_checkpoint, learn_until
+
+FORKSERVER = mp.get_context("forkserver")
+N_CHECKPOINTS = 20  # per run
+P_FAULT = 0.3  # share of the starts in which a fault is injected; the others end with a kill
+P_DAMAGE = 0.1  # share of the starts before which the latest checkpoint is damaged
+TIMEOUT = 600.0  # seconds after which a training process is thought to hang
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """
+    :param make_env: makes the environments, from a seed
+    :param total_timesteps: of a run
+    :param settings: of the model
+    :param reset_envs: as in CheckpointCallback
+    :param has_float_observations: whether an observation can be NaN
+    """
+
+    make_env: Callable[[int], VecEnv]
+    total_timesteps: int
+    settings: dict[str, Any]
+    reset_envs: bool = False
+    has_float_observations: bool = True
+
+
+def make_breakout(seed: int) -> VecEnv:
+    import ale_py
+
+    gym.register_envs(ale_py)
+    return VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", 2, seed=seed), 4)
+
+
+def make_minatar(seed: int) -> VecEnv:
+    if "MinAtar/Asterix-v1" not in gym.registry:
+        import minatar.gym
+
+        minatar.gym.register_envs()
+    return make_vec_env("MinAtar/Asterix-v1", 4, seed=seed)
+
+
+MLP = {"policy": "MlpPolicy", "n_steps": 64, "batch_size": 64, "n_epochs": 4}
+SCENARIOS = {
+    "CartPole, K=4": Scenario(lambda seed: make_vec_env("CartPole-v1", 4, seed=seed), 20_480, {**MLP, "n_rollouts": 4}),
+    "Pendulum, VecNormalize, gSDE": Scenario(
+        lambda seed: VecNormalize(make_vec_env("Pendulum-v1", 4, seed=seed)),
+        20_480,
+        {**MLP, "n_rollouts": 2, "use_sde": True, "sde_sample_freq": 8},
+    ),
+    "Acrobot, schedule, controller": Scenario(
+        lambda seed: make_vec_env("Acrobot-v1", 4, seed=seed),
+        20_480,
+        {**MLP, "learning_rate": LinearSchedule(1e-3, 0, 1), "divergence_coef": AdaptiveController()},
+    ),
+    "MinAtar Asterix, K=4": Scenario(
+        make_minatar, 20_480, {**MLP, "n_rollouts": 4, "exact_targets": True}, has_float_observations=False
+    ),
+    "Breakout, AtariWrapper": Scenario(
+        make_breakout,
+        1_280,
+        {"policy": "CnnPolicy", "n_steps": 16, "batch_size": 32, "n_epochs": 1, "n_rollouts": 2},
+        has_float_observations=False,
+    ),
+    "LunarLander, reset_envs": Scenario(
+        lambda seed: VecNormalize(make_vec_env("LunarLander-v3", 4, seed=seed)), 20_480, MLP, reset_envs=True
+    ),
+    "CartPole, SubprocVecEnv, reset_envs": Scenario(
+        lambda seed: make_vec_env("CartPole-v1", 2, seed=seed, vec_env_cls=SubprocVecEnv),
+        10_240,
+        {**MLP, "n_rollouts": 2},
+        reset_envs=True,
+    ),
+}
+
+
+class Progress(BaseCallback):
+    """:param steps: shared number that is set to the steps so far"""
+
+    def __init__(self, steps: Any) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def _on_step(self) -> bool:
+        self.steps.value = self.num_timesteps
+        return True
+
+
+def train(name: str, seed: int, folder: Path, steps: Any, fault: str | None, fired: Any) -> None:
+    """
+    Start a run, or go on with it, and at its end write a digest of the model.
+
+    :param name: of the scenario
+    :param seed: of the run, or of the moment of the fault
+    :param folder: of the run
+    :param steps: shared number, the steps so far
+    :param fault: name of a fault to inject at some moment, None for no fault
+    :param fired: shared number that is set to 1 when the fault happens
+    """
+    th.set_num_threads(1)
+    scenario = SCENARIOS[name]
+    run_seed, fault_seed = divmod(seed, 2**16)
+    env = scenario.make_env(run_seed)
+    path = latest_checkpoint(folder)
+    if path is None:
+        model = DAPO(env=env, seed=run_seed, device="cpu", **scenario.settings)
+    else:
+        model = DAPO.load_checkpoint(path, env, device="cpu")
+    if fault is not None:
+        FAULTS[fault](random.Random(fault_seed), scenario.total_timesteps // model.n_envs, env, fired)
+    save_freq = scenario.total_timesteps // N_CHECKPOINTS
+    callbacks = [CheckpointCallback(save_freq, folder, reset_envs=scenario.reset_envs), Progress(steps)]
+    try:
+        learn_until(model, scenario.total_timesteps, callbacks)
+    except NonFiniteError:
+        os._exit(EXIT_CODES["NonFiniteError"])
+    except InjectedError:
+        os._exit(EXIT_CODES["InjectedError"])
+    except OSError:
+        os._exit(EXIT_CODES["OSError"])
+    (folder / "digest").write_text(digest(model))
+    env.close()
+
+
+def digest(model: DAPO) -> str:
+    """
+    :param model: a trained model
+    :return: hash of all that must be equal: parameters, optimizer, ring, random generators, counters, statistics
+    """
+    sha = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, dict):
+            for key in sorted(value, key=str):
+                sha.update(str(key).encode())
+                add(value[key])
+        elif isinstance(value, list | tuple):
+            for element in value:
+                add(element)
+        elif isinstance(value, th.Tensor | np.ndarray):
+            sha.update(np.ascontiguousarray(np.asarray(value)).tobytes())
+        else:
+            sha.update(repr(value).encode())
+
+    add(model.get_parameters())
+    add(model.rollout_buffer.state_dict())
+    add(get_random_states(model.device))
+    add([model.num_timesteps, model._n_updates, model._last_obs, [info["r"] for info in model.ep_info_buffer]])
+    normalization = model.get_vec_normalize_env()
+    if normalization is not None:
+        add([vars(normalization.obs_rms), vars(normalization.ret_rms), normalization.returns])
+    return sha.hexdigest()
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+class InjectedError(RuntimeError):
+    """What an environment with a bug might raise."""
+
+
+EXIT_CODES = {"NonFiniteError": 11, "InjectedError": 12, "OSError": 13}
+
+
+def die_while_writing(rng: random.Random, n_steps: int, env: VecEnv, fired: Any) -> None:
+    """The process dies in the middle of a file, before it is safe on disk, or before it has its name."""
+    module, name = rng.choice([(th, "save"), (os, "fsync"), (os, "replace")])
+    calls_left = rng.randrange(1, 5)
+    original = getattr(module, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls_left
+        calls_left -= 1
+        if calls_left == 0:
+            fired.value = 1
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(module, name, call)
+
+
+def fill_disk(rng: random.Random, n_steps: int, env: VecEnv, fired: Any) -> None:
+    """The file system refuses a checkpoint."""
+    calls_left = rng.randrange(1, 5)
+    original = os.fsync
+
+    def fsync(fd: int) -> None:
+        nonlocal calls_left
+        calls_left -= 1
+        if calls_left == 0:
+            fired.value = 1
+            raise OSError("No space left on device")
+        original(fd)
+
+    os.fsync = fsync
+
+
+def break_env(change: Callable[[random.Random, Any, Any], None]) -> Callable[..., None]:
+    """
+    :param change: changes observations and rewards of a step in place, or raises
+    :return: the fault that this happens at a random step
+    """
+
+    def inject(rng: random.Random, n_steps: int, env: VecEnv, fired: Any) -> None:
+        base = env.unwrapped
+        step_wait = base.step_wait
+        steps_left = rng.randrange(1, n_steps // 4)
+
+        def broken_step_wait() -> Any:
+            nonlocal steps_left
+            observations, rewards, dones, infos = step_wait()
+            steps_left -= 1
+            if steps_left == 0:
+                fired.value = 1
+                change(rng, observations, rewards)
+            return observations, rewards, dones, infos
+
+        base.step_wait = broken_step_wait
+
+    return inject
+
+
+def raise_error(rng: random.Random, observations: Any, rewards: Any) -> None:
+    raise InjectedError("an environment failed")
+
+
+def spoil_observation(rng: random.Random, observations: Any, rewards: Any) -> None:
+    observations[rng.randrange(len(rewards))] = rng.choice([np.nan, np.inf, -np.inf])
+
+
+def spoil_reward(rng: random.Random, observations: Any, rewards: Any) -> None:
+    rewards[rng.randrange(len(rewards))] = np.nan
+
+
+FAULTS: dict[str, Callable[..., None]] = {
+    "die while writing": die_while_writing,
+    "disk full": fill_disk,
+    "env raises": break_env(raise_error),
+    "observation not finite": break_env(spoil_observation),
+    "reward is NaN": break_env(spoil_reward),
+}
+EXPECTED_EXIT = {
+    "die while writing": -signal.SIGKILL,
+    "disk full": EXIT_CODES["OSError"],
+    "env raises": EXIT_CODES["InjectedError"],
+    "observation not finite": EXIT_CODES["NonFiniteError"],
+    "reward is NaN": EXIT_CODES["NonFiniteError"],
+}
+
+
+def faults_of(name: str) -> list[str]:
+    """Faults that can happen in a scenario: integers are always finite."""
+    return [fault for fault in FAULTS if fault != "observation not finite" or SCENARIOS[name].has_float_observations]
+
+
+def damage(path: Path, rng: random.Random) -> None:
+    """Cut off the end of a file, or change bytes in the middle of it."""
+    content = bytearray(path.read_bytes())
+    if rng.random() < 0.5:
+        del content[rng.randrange(len(content)) :]
+    else:
+        start = rng.randrange(len(content) - 1000)
+        content[start : start + 1000] = rng.randbytes(1000)
+    path.write_bytes(content)
+
+
+def find_latest(folder: Path) -> tuple[Path | None, set[Path]]:
+    """
+    :param folder: of a run
+    :return: the checkpoint to resume from, and those that were reported as damaged
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        latest = latest_checkpoint(folder)
+    messages = [str(warning.message) for warning in caught]
+    return latest, {path for path in folder.glob("*.zip") if any(f"{path} cannot" in message for message in messages)}
+
+
+def steps_of(path: Path | None) -> int:
+    return 0 if path is None else int(path.name.split("_")[1])
+
+
+# --- soak -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """A row of the table: what happened to the runs of a scenario."""
+
+    scenario: str
+    runs: int = 0
+    processes: int = 0
+    kills: int = 0
+    faults_injected: int = 0
+    faults_caught: int = 0
+    steps_of_runs: int = 0
+    steps_lost: int = 0
+    runs_equal: int = 0
+    minutes: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+def start(name: str, seed: int, folder: Path, fault: str | None = None) -> tuple[Any, Any, Any]:
+    """
+    :return: a training process, the shared number of its steps, and whether the fault has happened
+    """
+    steps, fired = FORKSERVER.Value("q", 0, lock=False), FORKSERVER.Value("b", 0, lock=False)
+    process = FORKSERVER.Process(target=train, args=(name, seed, folder, steps, fault, fired))
+    process.start()
+    return process, steps, fired
+
+
+def soak(name: str, run_seed: int, rng: random.Random, folder: Path, result: Result) -> None:
+    """
+    One run, left alone and then harassed until it is through.
+
+    :param name: of the scenario
+    :param run_seed: seed of the run
+    :param rng: decides what happens to it
+    :param folder: for its files
+    :param result: where it is counted
+    """
+    began = time.monotonic()
+    reference, harassed = folder / "uninterrupted", folder / "harassed"
+    process, _, _ = start(name, run_seed * 2**16, reference)
+    process.join(TIMEOUT)
+    if process.exitcode != 0:
+        raise RuntimeError(f"the uninterrupted run of {name!r} ended with exit code {process.exitcode}")
+    duration = time.monotonic() - began
+
+    while not (harassed / "digest").exists():
+        path, damaged = find_latest(harassed)
+        if path is not None and len(list(harassed.glob("*.zip"))) > 1 and rng.random() < P_DAMAGE:
+            damage(path, rng)
+            earlier, damaged = find_latest(harassed)
+            result.faults_injected += 1
+            result.faults_caught += path in damaged
+            if path not in damaged:
+                result.problems.append(f"damage of {path} was not noticed")
+            result.steps_lost += steps_of(path) - steps_of(earlier)
+            path = earlier
+        fault = rng.choice(faults_of(name)) if rng.random() < P_FAULT else None
+        process, steps, fired = start(name, run_seed * 2**16 + rng.randrange(2**16), harassed, fault)
+        result.processes += 1
+        process.join(rng.uniform(0.5, 0.5 + 4 * duration / N_CHECKPOINTS) if fault is None else TIMEOUT)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            result.kills += 1
+            if fault is not None:
+                result.problems.append(f"{fault}: the process did not end")
+        after, damaged_after = find_latest(harassed)
+        is_intact = steps_of(after) >= steps_of(path) and damaged_after <= damaged
+        if fired.value:
+            is_caught = is_intact and process.exitcode == EXPECTED_EXIT[fault]
+            result.faults_injected += 1
+            result.faults_caught += is_caught
+            result.kills += process.exitcode == -signal.SIGKILL
+            if not is_caught:
+                result.problems.append(f"{fault}: exit code {process.exitcode}, checkpoints intact: {is_intact}")
+        elif process.exitcode not in (0, -signal.SIGKILL) or not is_intact:
+            result.problems.append(f"exit code {process.exitcode}, checkpoints intact: {is_intact}")
+        if process.exitcode != 0:
+            result.steps_lost += max(steps.value, steps_of(path)) - steps_of(after)
+        if len(result.problems) > 10:
+            raise RuntimeError(f"{name!r}: {result.problems}")
+
+    result.runs += 1
+    result.steps_of_runs += SCENARIOS[name].total_timesteps
+    is_equal = (harassed / "digest").read_text() == (reference / "digest").read_text()
+    result.runs_equal += is_equal
+    if not is_equal:
+        result.problems.append(f"run {run_seed} is not equal to the uninterrupted one")
+    result.minutes += (time.monotonic() - began) / 60
+
+
+def write_table(path: Path, results: list[Result]) -> list[dict[str, Any]]:
+    """
+    :param path: of the CSV file
+    :param results: its rows; a row of sums is added
+    :return: the rows
+    """
+    names = [f.name for f in fields(Result) if f.name != "problems"]
+    rows = [{name: getattr(result, name) for name in names} for result in results if result.runs]
+    rows.append({name: sum(row[name] for row in rows) if name != "scenario" else "all" for name in names})
+    for row in rows:
+        row["minutes"] = round(row["minutes"], 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200, help="go on until there were so many kills (default: 200)")
+    parser.add_argument("--hours", type=float, default=24.0, help="but begin no run after so many hours (default: 24)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the runs and of what happens to them (default: 0)")
+    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results" / "soak.csv", help="CSV file to write"
+    )
+    args = parser.parse_args()
+    FORKSERVER.set_forkserver_preload(["sb3_dapo", "torch._dynamo", "stable_baselines3.common.env_util", "ale_py"])
+
+    began = time.monotonic()
+    rng = random.Random(args.seed)
+    results = {name: Result(name) for name in args.scenarios}
+    run_seed = args.seed
+    while sum(result.kills for result in results.values()) < args.kills:
+        if time.monotonic() - began > 3600 * args.hours:
+            break
+        name = args.scenarios[(run_seed - args.seed) % len(args.scenarios)]
+        folder = Path(tempfile.mkdtemp(prefix="soak_"))
+        n_problems = len(results[name].problems)
+        soak(name, run_seed, rng, folder, results[name])
+        total = write_table(args.output, list(results.values()))[-1]
+        print(
+            f"{(time.monotonic() - began) / 60:6.1f} min, run {run_seed} ({name}): {total['kills']} kills, "
+            f"{total['faults_caught']} of {total['faults_injected']} faults caught, "
+            f"{total['runs_equal']} of {total['runs']} runs equal",
+            flush=True,
+        )
+        if len(results[name].problems) == n_problems:
+            shutil.rmtree(folder)
+        else:
+            print(f"  {results[name].problems[n_problems:]}, see {folder}", flush=True)
+        run_seed += 1
+    sys.exit(any(result.problems for result in results.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What the arguments of DAPO may be."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sb3_dapo.buffers import RolloutRing
+from sb3_dapo.policies import CnnPolicy
+
+if TYPE_CHECKING:
+    from sb3_dapo.dapo import DAPO
+
+
+def check_arguments(model: "DAPO") -> None:
+    """
+    :param model: a model whose attributes are set, not yet set up
+    :raises ValueError: naming the argument, its value and what is allowed
+    """
+    for name in ("n_steps", "batch_size", "n_epochs", "n_rollouts"):
+        check_int(name, getattr(model, name), 1)
+    for name in ("gamma", "gae_lambda"):
+        check_number(name, getattr(model, name), 0, 1)
+    for name in ("divergence_c_bar", "c_bar", "ent_coef", "vf_coef", "max_grad_norm"):
+        check_number(name, getattr(model, name), 0)
+    check_number("rho_bar", model.rho_bar, 0)
+    if model.divergence_lambda is not None:
+        check_number("divergence_lambda", model.divergence_lambda, 0, 1)
+    if model.divergence_steps is not None:
+        check_int("divergence_steps", model.divergence_steps, 0)
+    if model.target_kl is not None:
+        check_number("target_kl", model.target_kl, 0)
+    for name in ("learning_rate", "clip_range", "clip_range_vf", "divergence_coef"):
+        value = getattr(model, name)
+        if not callable(value) and not (value is None and name == "clip_range_vf"):
+            check_number(name, value, 0)
+    check("advantage", model.advantage, model.advantage in ("vtrace", "gae"), "'vtrace' or 'gae'")
+    check(
+        "policy_loss",
+        model.policy_loss,
+        model.policy_loss in ("clip", "plain", "clip_augmented"),
+        "'clip', 'plain' or 'clip_augmented'",
+    )
+    normalize = model.normalize_advantage
+    check("normalize_advantage", normalize, isinstance(normalize, bool) or normalize == "rms", "True, False or 'rms'")
+    check("nonfinite", model.nonfinite, model.nonfinite in ("raise", "skip"), "'raise' or 'skip'")
+    check("fast", model.fast, model.fast is None or isinstance(model.fast, bool), "True, False or None")
+    for name in ("exact_targets", "optimize_memory_usage", "autocast", "compile"):
+        check(name, getattr(model, name), isinstance(getattr(model, name), bool), "True or False")
+    is_cnn = issubclass(model.policy_class, CnnPolicy)
+    check("autocast", model.autocast, is_cnn or not model.autocast, "False for policies other than CnnPolicy")
+    if model.advantage == "vtrace":
+        check("rho_bar", model.rho_bar, model.rho_bar >= model.c_bar, f"at least `c_bar` ({model.c_bar})")
+    if normalize:
+        reason = "as the advantages of a minibatch are normalized"
+        check("batch_size", model.batch_size, model.batch_size > 1, f"at least 2, {reason}")
+        rollout = f"n_steps={model.n_steps} * n_envs={model.n_envs}"
+        check("n_steps * n_envs", rollout, model.n_steps * model.n_envs > 1, f"at least 2, {reason}")
+    buffer_class = model.rollout_buffer_class
+    check(
+        "rollout_buffer_class",
+        buffer_class,
+        buffer_class is None or (isinstance(buffer_class, type) and issubclass(buffer_class, RolloutRing)),
+        "a subclass of sb3_dapo.buffers.RolloutRing",
+    )
+
+
+def check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
+    """
+    :param name: of the argument
+    :param value: its value
+    :param is_allowed: whether that is allowed
+    :param allowed: what is
+    :raises ValueError: naming all three, if it is not
+    """
+    if not is_allowed:
+        raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
+
+
+def check_int(name: str, value: object, minimum: int) -> None:
+    """Like :func:`check`, for an integer of at least ``minimum``."""
+    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    check(name, value, is_int and value >= minimum, f"an integer of at least {minimum}")  # type: ignore[operator]
+
+
+def check_number(name: str, value: object, minimum: float, maximum: float = float("inf")) -> None:
+    """Like :func:`check`, for a number in ``[minimum, maximum]``."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    allowed = f"a number of at least {minimum}" if maximum == float("inf") else f"a number in [{minimum}, {maximum}]"
+    check(name, value, is_number and minimum <= value <= maximum, allowed)  # type: ignore[operator]

@@ -1,0 +1,295 @@
+"""The benchmark's harness: suites, results, runs that are killed, tuning, report."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+for module in ("rl_zoo3", "rliable", "minatar"):
+    pytest.importorskip(module)
+pytest.importorskip("fcntl", reason="the benchmarks lock their results with it")
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import report  # noqa: E402
+import rliable.metrics  # noqa: E402
+import store  # noqa: E402
+import suites  # noqa: E402
+import tune  # noqa: E402
+
+from sb3_dapo.minatar import MinAtarCnn  # noqa: E402
+
+SCARCE = [(suite, regime) for suite in suites.SUITES for regime in ("scarce", "scarce16", "scarce32")]
+
+
+def rows_of(run: store.Run, scores: list[float]) -> list[store.Row]:
+    measured: dict[str, Any] = {
+        "uses_per_sample": 8,
+        "gradient_steps": 4,
+        "wall_s": 60.0,
+        "divergence": 0.1,
+        "kl": 0.01,
+    }
+    return [{**vars(run), "timesteps": 100 * (i + 1), "score": x, **measured} for i, x in enumerate(scores)]
+
+
+# --- suites -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("suite", "regime"), SCARCE)
+def test_every_algorithm_uses_each_sample_as_often_as_the_regime_says(suite: str, regime: str) -> None:
+    env = next(iter(suites.SUITES[suite].scores))
+    for name, algo in suites.ALGORITHMS.items():
+        settings = suites.hyperparameters(suite, regime, env, name, tuned={})
+        expected = 1 if algo.zoo_name == "a2c" else suites.SUITES[suite].regimes[regime].uses
+        assert suites.uses_per_sample(algo.zoo_name, settings) == expected, name
+
+
+def test_algorithms_of_a_suite_train_equally_long() -> None:
+    for suite, (env, _) in ((s, next(iter(suites.SUITES[s].scores.items()))) for s in suites.SUITES):
+        for regime in suites.SUITES[suite].regimes:
+            steps = {suites.hyperparameters(suite, regime, env, algo)["n_timesteps"] for algo in suites.ALGORITHMS}
+            assert len(steps) == 1
+
+
+def test_changes_of_an_algorithm_come_last() -> None:
+    env = "MinAtar/Asterix-v1"
+    tuned = {"divergence_coef": 0.3, "learning_rate": "lin_0.0005", "uses": 4}
+    plain = suites.hyperparameters("minatar", "scarce", env, "dapo", tuned)
+    assert (plain["divergence_coef"], plain["n_rollouts"], plain["n_epochs"]) == (0.3, 4, 1)
+    changed = suites.hyperparameters("minatar", "scarce", env, "dapo+divergence_coef=0.5+n_rollouts=2", tuned)
+    assert {name for name in plain if plain[name] != changed[name]} == {"divergence_coef", "n_rollouts", "n_epochs"}
+    assert (changed["divergence_coef"], changed["n_rollouts"], changed["n_epochs"]) == (0.5, 2, 2)
+
+
+def test_tuned_values_of_scarce_serve_more_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites, "TUNED", tmp_path)
+    tune.write_best(tmp_path / "minatar.yml", "scarce", "ppo", {"clip_range": 0.3, "uses": 4})
+    tune.write_best(tmp_path / "minatar.yml", "scarce16", "dapo", {"clip_range": 0.1})
+    assert suites.read_tuned("minatar", "scarce") == {"ppo": {"clip_range": 0.3, "uses": 4}}
+    assert suites.read_tuned("minatar", "scarce16") == {"ppo": {"clip_range": 0.3}, "dapo": {"clip_range": 0.1}}
+    settings = suites.hyperparameters("minatar", "scarce16", "MinAtar/Freeway-v1", "ppo")
+    assert (settings["clip_range"], settings["n_epochs"]) == (0.3, 16)
+    assert suites.read_tuned("minatar", "plentiful") == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("minitar", "scarce", "MinAtar/Asterix-v1", "dapo"), "suite"),
+        (("minatar", "scarse", "MinAtar/Asterix-v1", "dapo"), "regime"),
+        (("minatar", "scarce", "CartPole-v1", "dapo"), "env"),
+        (("minatar", "scarce", "MinAtar/Asterix-v1", "dappo"), "algo"),
+        (("minatar", "scarce", "MinAtar/Asterix-v1", "dapo+divergence_coef"), "name=value"),
+    ],
+)
+def test_unknown_names_are_refused(arguments: tuple[str, str, str, str], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        suites.hyperparameters(*arguments)
+
+
+def test_minatar_cnn() -> None:
+    space = spaces.Box(0.0, 1.0, (10, 10, 4), dtype=bool)  # type: ignore[type-var]
+    network = MinAtarCnn(space)
+    observations = (th.rand(3, 10, 10, 4) < 0.2).float()
+    assert network(observations).shape == (3, 128)
+    # the channels are those of the last axis: the convolution, written out
+    with th.no_grad():
+        patch = observations[0, 2:5, 4:7]  # (3, 3, C)
+        expected = (network.conv.weight.permute(0, 2, 3, 1) * patch).sum(dim=(1, 2, 3)) + network.conv.bias
+        th.testing.assert_close(network.conv(observations.permute(0, 3, 1, 2))[0, :, 2, 4], expected)
+    with pytest.raises(ValueError, match="observation_space"):
+        MinAtarCnn(spaces.Box(0.0, 1.0, (4,)))
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def test_results_are_read_as_written_and_a_rerun_replaces_its_rows(tmp_path: Path) -> None:
+    first, second = (store.Run("minatar", "scarce", "MinAtar/Asterix-v1", "dapo", seed) for seed in (1, 2))
+    store.add_run(tmp_path, second, rows_of(second, [math.nan, 2.0]), {"gamma": 0.9}, "old")
+    store.add_run(tmp_path, first, rows_of(first, [1.0, 3.0]), {"gamma": 0.9}, "old")
+    store.add_run(tmp_path, second, rows_of(second, [0.5, 1.23456789]), {"gamma": 0.9}, "new")
+    rows = store.read_rows(tmp_path, "minatar")
+    assert [(row["seed"], row["timesteps"], row["score"]) for row in rows] == [
+        (1, 100, 1.0),
+        (1, 200, 3.0),
+        (2, 100, 0.5),
+        (2, 200, 1.23457),
+    ]
+    assert store.read_settings(tmp_path, "minatar") == {
+        first.setting: {"hyperparams": {"gamma": 0.9}, "versions": ["new", "old"]}
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "minatar.csv", "minatar.json"]
+    store.remove_settings(tmp_path, "minatar", {first.setting})
+    assert store.read_rows(tmp_path, "minatar") == [] and store.read_settings(tmp_path, "minatar") == {}
+
+
+def test_what_was_not_measured_is_an_empty_cell(tmp_path: Path) -> None:
+    run = store.Run("classic", "scarce", "CartPole-v1", "a2c", 1)
+    store.add_run(tmp_path, run, rows_of(run, [math.nan]), {}, "")
+    assert (tmp_path / "classic.csv").read_text().splitlines()[
+        1
+    ] == "classic,scarce,CartPole-v1,a2c,1,100,,8,4,60,0.1,0.01"
+    assert math.isnan(store.read_rows(tmp_path, "classic")[0]["score"])
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_is_redone_and_a_rerun_gives_the_same_rows(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "run.py"), "--suite", "classic", "--env", "CartPole-v1"]
+    command += ["--algos", "ppo", "dapo", "--seeds", "1", "--jobs", "2", "--results", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
+
+    # Kill both at once, in the middle: the scheduler, and a worker that has made an evaluation
+    process = subprocess.Popen([*command, "--timesteps", "2000000"], stdout=subprocess.DEVNULL, env=environment)
+    log = tmp_path / ".runs" / "classic_scarce_CartPole-v1_dapo_1.log"
+    deadline = time.monotonic() + 60
+    while not log.is_file() or "Log path" not in log.read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "classic.csv").exists()
+
+    # A worker whose scheduler is gone stops by itself, and lets go of its run
+    short = ("--timesteps", "2000")
+    result = run(*short)
+    while "left to the process" in result.stdout and time.monotonic() < deadline:
+        result = run(*short)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = store.read_rows(tmp_path, "classic")
+    assert [(row["algo"], row["timesteps"]) for row in rows] == [
+        (algo, 200 * i) for algo in ("dapo", "ppo") for i in range(1, 11)
+    ]
+    for algo in ("dapo", "ppo"):
+        last = next(row for row in rows if row["algo"] == algo and row["timesteps"] == 2000)
+        assert last["score"] > 10 and last["kl"] > 0 and last["uses_per_sample"] == 8
+    assert not any((tmp_path / ".runs").glob("*.log"))
+
+    assert "2 skipped, 0 to do" in run(*short).stdout
+    assert "other hyperparameters" in run("--timesteps", "4000").stderr
+    path = tmp_path / "classic.csv"
+    path.write_text(path.read_text().replace(",ppo,1,2000,", ",ppo,1,2000,9"))
+    checked = run(*short, "--check")
+    assert "scarce CartPole-v1 dapo seed 1 the same" in checked.stdout
+    assert "2000 steps: score" in checked.stdout and checked.returncode == 1
+
+
+# --- tuning -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_algorithms_search_the_same_space() -> None:
+    spaces_of = {algo: tune.search_space(algo, 8) for algo in suites.ALGORITHMS}
+    for algo, space in spaces_of.items():
+        for name in set(space) & set(spaces_of["ppo_ent"]):
+            assert space[name] == spaces_of["ppo_ent"][name], (algo, name)
+    common = set(spaces_of["ppo_ent"])
+    assert common == {"learning_rate", "gae_lambda", "ent_coef", "uses", "clip_range"}
+    assert set(spaces_of["vtrace"]) == common
+    assert set(spaces_of["dapo"]) == set(spaces_of["dapo_1step"]) == common | {"divergence_coef"}
+
+
+def test_tuning_resumes_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proposed = []
+
+    def run_trial(suite: str, regime: str, algo: str, number: int, params: dict[str, Any], *_: Any) -> dict[str, float]:
+        if len(proposed) == stop_at:
+            raise KeyboardInterrupt
+        proposed.append(params)
+        # best at a learning rate of 0.0005
+        score = 10 - abs(math.log(params["learning_rate"] / 5e-4))
+        return dict.fromkeys(suites.SUITES[suite].tuning_envs, score)
+
+    monkeypatch.setattr(tune, "run_trial", run_trial)
+    arguments = ("minatar", "scarce", "dapo", 12, tmp_path, tmp_path / "tuned", 1, None)
+    stop_at = 5
+    with pytest.raises(KeyboardInterrupt):
+        tune.tune(*arguments)
+    stop_at = -1
+    tune.tune(*arguments)
+    resumed, proposed = proposed, []
+    (tmp_path / "tuning" / "minatar_scarce.csv").unlink()
+    tune.tune(*arguments)
+    assert resumed == proposed and len(proposed) == 12
+
+    best = min(proposed, key=lambda params: abs(math.log(params["learning_rate"] / 5e-4)))
+    monkeypatch.setattr(suites, "TUNED", tmp_path / "tuned")
+    assert suites.read_tuned("minatar", "scarce")["dapo"] == {**best, "learning_rate": f"lin_{best['learning_rate']}"}
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def test_estimates_are_those_of_rliable() -> None:
+    rng = np.random.default_rng(0)
+    scores, other = rng.normal(size=(5, 3)), rng.normal(size=(4, 3)).round(1)
+    np.testing.assert_allclose(report.iqm(scores), rliable.metrics.aggregate_iqm(scores))
+    curves = rng.normal(size=(4, 3, 6))
+    by_step = [rliable.metrics.aggregate_iqm(curves[..., i]) for i in range(6)]
+    np.testing.assert_allclose(report.iqm(curves), by_step)
+    expected = rliable.metrics.probability_of_improvement(scores.round(1), other)
+    np.testing.assert_allclose(report.improvement(scores.round(1), other), expected)
+    (found,) = report.estimates({"": scores}, report.iqm)[""]
+    assert found.low < found.value < found.high
+
+
+def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "REPS", 50)
+    report.plt.switch_backend("agg")
+    monkeypatch.setitem(report.mpl.rcParams, "svg.hashsalt", "fixed")
+    rows = []
+    ranked = ("ppo", "vtrace", "dapo_1step", "dapo", "dapo+divergence_coef=0.5", "dapo+divergence_coef=1.0")
+    for regime in ("scarce", "scarce16"):
+        for rank, algo in enumerate(ranked):
+            for env, (low, high) in suites.SUITES["minatar"].scores.items():
+                for seed in (1, 2, 3):
+                    normalized = 0.1 + 0.1 * rank + 0.01 * seed
+                    run = store.Run("minatar", regime, env, algo, seed)
+                    rows += rows_of(run, [math.nan, low + (high - low) * normalized])
+    # one that has been run on a single game
+    rows += rows_of(store.Run("minatar", "scarce", "MinAtar/Asterix-v1", "a2c", 1), [1.0, 1.0])
+    store.write_csv(tmp_path / "minatar.csv", store.COLUMNS, map(store.format_row, rows))
+
+    path = report.report(tmp_path, tmp_path / "figures", "minatar")
+    assert path is not None
+    text = path.read_text()
+    lines = text[: text.index("### `minatar`, scarce16")].splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert [row[0] for row in table[2:]] == ["DAPO, multi-step", "DAPO, 1-step", "V-trace reuse, no divergence", "PPO"]
+    assert [row[1].split()[0] for row in table[2:]] == ["0.42", "0.32", "0.22", "0.12"]
+    assert [row[3].split()[0] for row in table[2:-1]] == ["1.00"] * 3 and table[-1][3] == ""
+    assert table[2][-3:] == ["8", "1.0", "3"]
+    assert "Not run on all of these environments yet: A2C." in text
+    assert "3.50 times the IQM of the best variant of PPO (PPO)" in text
+    assert "#### Coefficient of the divergence, 1/eta" in text
+
+    figures = {image.name: image.read_bytes() for image in (tmp_path / "figures").iterdir()}
+    kinds = ("aggregates", "curves", "profiles", "improvement")
+    names = [f"minatar_{regime}_{kind}" for regime in ("scarce", "scarce16") for kind in kinds] + ["minatar_uses"]
+    assert set(figures) == {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")}
+    linked = {line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
+    assert linked == {f"figures/{name}.svg" for name in names}
+
+    report.report(tmp_path, tmp_path / "figures", "minatar")
+    assert path.read_text() == text
+    assert {image.name: image.read_bytes() for image in (tmp_path / "figures").iterdir()} == figures
+
+
+def test_no_report_without_results(tmp_path: Path) -> None:
+    assert report.report(tmp_path, tmp_path / "figures", "minatar") is None
+    assert list(tmp_path.iterdir()) == []
