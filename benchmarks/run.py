@@ -60,6 +60,7 @@ class Task:
             "folder": str(self.folder),
             "results": self.results and str(self.results),
             "device": self.device,
+            "starter": os.getpid(),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as log:

@@ -156,7 +156,8 @@ def train(name: str, seed: int, folder: Path, steps: Any, fault: str | None, fir
         os._exit(EXIT_CODES["InjectedError"])
     except OSError:
         os._exit(EXIT_CODES["OSError"])
-    (folder / "digest").write_text(digest(model))
+    (folder / "digest.tmp").write_text(digest(model))
+    (folder / "digest.tmp").rename(folder / "digest")
     env.close()
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import rl_zoo3
 import yaml
 
 MINATAR_CNN = "sb3_dapo.minatar.MinAtarCnn"
@@ -340,13 +341,22 @@ def _base(suite: str, env: str, zoo_name: str) -> dict[str, Any]:
 
 def _zoo_entry(zoo_name: str, env: str) -> dict[str, Any]:
     """An environment's entry in a file of the Zoo, empty if it has none."""
-    path = Path(rl_zoo3.__file__).parent / "hyperparams" / f"{zoo_name}.yml"
-    entries = yaml.safe_load(path.read_text())
+    entries = _zoo_file(zoo_name)
     # The Zoo has no entries for version 5 of the MuJoCo environments
     for name in (env, env.replace("-v5", "-v4"), "atari" if "NoFrameskip" in env else ""):
         if name in entries:
             return dict(entries[name])
     return {}
+
+
+@cache
+def _zoo_file(zoo_name: str) -> dict[str, dict[str, Any]]:
+    zoo = find_spec("rl_zoo3")  # to import it would take seconds
+    if zoo is None or zoo.origin is None:
+        raise ModuleNotFoundError("the benchmarks need RL Zoo: pip install 'sb3-dapo[zoo]'", name="rl_zoo3")
+    path = Path(zoo.origin).parent / "hyperparams" / f"{zoo_name}.yml"
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text())
+    return entries
 
 
 def _parse_change(change: str) -> tuple[str, Any]:

@@ -41,11 +41,13 @@ class Evaluation(BaseCallback):
     :param n_timesteps: environment steps of the run
     :param uses: how often each transition is used
     :param rows: where the rows are put
+    :param starter: process without which the run stops
     """
 
-    def __init__(self, run: Run, n_timesteps: int, uses: int, rows: list[Row]) -> None:
+    def __init__(self, run: Run, n_timesteps: int, uses: int, rows: list[Row], starter: int | None) -> None:
         super().__init__()
         self.run = run
+        self.starter = starter
         self.marks = deque(n_timesteps * (i + 1) // N_EVALUATIONS for i in range(N_EVALUATIONS))
         self.uses = uses
         self.rows = rows
@@ -56,14 +58,13 @@ class Evaluation(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.start = time.monotonic()
-        self.starter = os.getppid()
         self.model.policy.optimizer.register_step_post_hook(self._count_step)
 
     def _count_step(self, *_: Any) -> None:
         self.gradient_steps += 1
 
     def _on_rollout_start(self) -> None:
-        if os.getppid() != self.starter:
+        if self.starter is not None and os.getppid() != self.starter:
             sys.exit("the process that started this run is gone")
         # What the update before this rollout logged
         logged = self.logger.name_to_value
@@ -99,12 +100,13 @@ class Evaluation(BaseCallback):
         self.updates = []
 
 
-def train(run: Run, hyperparams: Mapping[str, Any], folder: Path, device: str) -> list[Row]:
+def train(run: Run, hyperparams: Mapping[str, Any], folder: Path, device: str, starter: int | None = None) -> list[Row]:
     """
     :param run: the run
     :param hyperparams: its entry in the Zoo's hyperparameter file
     :param folder: where the Zoo may write
     :param device: PyTorch device
+    :param starter: process without which the run stops
     :return: its rows
     """
     th.set_num_threads(1)
@@ -129,7 +131,7 @@ def train(run: Run, hyperparams: Mapping[str, Any], folder: Path, device: str) -
     assert experiment is not None
     rows: list[Row] = []
     uses = uses_per_sample(zoo_name, hyperparams)
-    manager.callbacks.append(Evaluation(run, manager.n_timesteps, uses, rows))
+    manager.callbacks.append(Evaluation(run, manager.n_timesteps, uses, rows, starter))
     manager.learn(experiment[0])
     return rows
 
@@ -164,7 +166,7 @@ def main() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(BUSY)
-    rows = train(run, task["hyperparams"], folder, task["device"])
+    rows = train(run, task["hyperparams"], folder, task["device"], task["starter"])
     if task["results"]:
         add_run(Path(task["results"]), run, rows, task["hyperparams"], versions())
     (folder / "rows.json").write_text(json.dumps(rows))

@@ -421,7 +421,9 @@ class RolloutRing(RolloutBuffer):
             next_values[slot].view(-1)[self.truncation_positions[slot]] = values[self.n_envs :]
         return next_values.flatten(0, 1)
 
-    def get(self, batch_size: int | None = None, shuffle: bool = True) -> Generator[RolloutRingSamples, None, None]:
+    def get(  # type: ignore[override]
+        self, batch_size: int | None = None, shuffle: bool = True
+    ) -> Generator[RolloutRingSamples, None, None]:
         """
         Visit every transition of the kept rollouts once.
 

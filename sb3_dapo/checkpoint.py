@@ -459,7 +459,10 @@ def _set_callback_states(callback: BaseCallback, states: dict[str, dict[str, Any
         eval_env = getattr(child, "eval_env", None)
         if isinstance(eval_env, VecEnv):
             if eval_state is not None:
-                set_env_state(eval_env, eval_state)
+                try:
+                    set_env_state(eval_env, eval_state)
+                except ValueError as error:
+                    warnings.warn(f"{name} evaluates on other environments than before: {error}", stacklevel=2)
             if eval_seed is not None:
                 _seed_envs(eval_env, eval_seed)
         vars(child).update(state)

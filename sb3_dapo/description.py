@@ -220,7 +220,14 @@ def decode(value: Any, annotation: Any, where: str) -> Any:
         fits, decoded = _decode_as(value, option, where)
         if fits:
             return decoded
-    raise ExportError(f"`{where}` must be {inspect.formatannotation(annotation)}, got {short(value)}")
+    raise ExportError(f"`{where}` must be {_allowed(annotation)}, got {short(value)}")
+
+
+def _allowed(annotation: Any) -> str:
+    """:return: what a value of that type may be, for messages"""
+    if get_origin(annotation) is type:
+        return f"one of {sorted(CLASSES.get(get_args(annotation)[0], {}))}"
+    return inspect.formatannotation(annotation)
 
 
 def _decode_as(value: Any, option: Any, where: str) -> tuple[bool, Any]:

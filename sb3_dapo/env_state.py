@@ -88,12 +88,8 @@ def set_env_state(venv: VecEnv, state: EnvState) -> str:
         )
     chains = [list(_env_layers(env)) for env in base.envs] if isinstance(base, DummyVecEnv) else []
     is_restorable = not state.reason and isinstance(base, DummyVecEnv)
-    for index, (chain, expected) in enumerate(zip(chains, state.envs, strict=False)):
-        if is_restorable and _class_names(chain) != expected:
-            raise ValueError(
-                f"`env` must be made like the environment of the checkpoint: environment {index} is {expected} there, "
-                f"got {_class_names(chain)}"
-            )
+    if is_restorable:
+        _check_same_envs([_class_names(chain) for chain in chains], state.envs)
     for wrapper, saved in zip(wrappers, _load(venv, state.wrappers_state), strict=True):
         _set_state(wrapper, saved)
     if not is_restorable:
@@ -104,6 +100,17 @@ def set_env_state(venv: VecEnv, state: EnvState) -> str:
         for layer, saved in zip(chain, saved_chain, strict=True):
             _set_state(layer, saved)
     return ""
+
+
+def _check_same_envs(envs: list[list[str]], expected: list[list[str]]) -> None:
+    if len(envs) != len(expected):
+        raise ValueError(f"`env` must hold {len(expected)} environments, as that of the checkpoint, got {len(envs)}")
+    for index, (names, expected_names) in enumerate(zip(envs, expected, strict=True)):
+        if names != expected_names:
+            raise ValueError(
+                f"`env` must be made like the environment of the checkpoint: number {index} is {expected_names} there, "
+                f"got {names}"
+            )
 
 
 def _vec_layers(venv: VecEnv) -> Iterator[VecEnv]:

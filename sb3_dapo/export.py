@@ -751,7 +751,8 @@ def _read_file(folder: Path, name: str, limit: int) -> bytes:
 
 
 def _dump_tensors(tensors: Tensors) -> bytes:
-    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    with refusing("the parameters cannot be written"):
+        return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def _read_tensors(folder: Path, name: str, sha256: dict[str, str], n_bytes: int) -> Tensors:
