@@ -222,11 +222,12 @@ def distribution(n_games: int, seed: int) -> list[dict[str, Any]]:
     :return: rows of :func:`compare_games` for every setting
     """
     rows = []
+    # Seeds apart: nothing that is random is shared by two sets of games
+    seeds = iter(range(seed, seed + 2000 * len(DISTRIBUTION_SETTINGS), 1000))
     for env_id, native_kwargs, wrapper_kwargs in DISTRIBUTION_SETTINGS:
         native, classic = AtariVecEnv(env_id, 8, **native_kwargs), make_classic(env_id, 8, **wrapper_kwargs)
         setting = {"env_id": env_id, "sticky_actions": native_kwargs.get("repeat_action_probability", 0.0)}
-        # Seeds apart: nothing that is random is shared.
-        games = play_games(native, n_games, seed), play_games(classic, n_games, seed + 1000)
+        games = play_games(native, n_games, next(seeds)), play_games(classic, n_games, next(seeds))
         native.close()
         classic.close()
         for row in compare_games(*games):

@@ -80,32 +80,32 @@ def make_minatar(seed: int) -> VecEnv:
 
 MLP = {"policy": "MlpPolicy", "n_steps": 64, "batch_size": 64, "n_epochs": 4}
 SCENARIOS = {
-    "CartPole, K=4": Scenario(lambda seed: make_vec_env("CartPole-v1", 4, seed=seed), 20_480, {**MLP, "n_rollouts": 4}),
+    "CartPole, K=4": Scenario(lambda seed: make_vec_env("CartPole-v1", 4, seed=seed), 10_240, {**MLP, "n_rollouts": 4}),
     "Pendulum, VecNormalize, gSDE": Scenario(
         lambda seed: VecNormalize(make_vec_env("Pendulum-v1", 4, seed=seed)),
-        20_480,
+        10_240,
         {**MLP, "n_rollouts": 2, "use_sde": True, "sde_sample_freq": 8},
     ),
     "Acrobot, schedule, controller": Scenario(
         lambda seed: make_vec_env("Acrobot-v1", 4, seed=seed),
-        20_480,
+        10_240,
         {**MLP, "learning_rate": LinearSchedule(1e-3, 0, 1), "divergence_coef": AdaptiveController()},
     ),
     "MinAtar Asterix, K=4": Scenario(
-        make_minatar, 20_480, {**MLP, "n_rollouts": 4, "exact_targets": True}, has_float_observations=False
+        make_minatar, 10_240, {**MLP, "n_rollouts": 4, "exact_targets": True}, has_float_observations=False
     ),
     "Breakout, AtariWrapper": Scenario(
         make_breakout,
-        1_280,
+        640,
         {"policy": "CnnPolicy", "n_steps": 16, "batch_size": 32, "n_epochs": 1, "n_rollouts": 2},
         has_float_observations=False,
     ),
     "LunarLander, reset_envs": Scenario(
-        lambda seed: VecNormalize(make_vec_env("LunarLander-v3", 4, seed=seed)), 20_480, MLP, reset_envs=True
+        lambda seed: VecNormalize(make_vec_env("LunarLander-v3", 4, seed=seed)), 10_240, MLP, reset_envs=True
     ),
     "CartPole, SubprocVecEnv, reset_envs": Scenario(
         lambda seed: make_vec_env("CartPole-v1", 2, seed=seed, vec_env_cls=SubprocVecEnv),
-        10_240,
+        5_120,
         {**MLP, "n_rollouts": 2},
         reset_envs=True,
     ),
@@ -137,6 +137,7 @@ def train(name: str, seed: int, folder: Path, steps: Any, fault: str | None, fir
     """
     th.set_num_threads(1)
     scenario = SCENARIOS[name]
+    warnings.filterwarnings("ignore", message=".*An earlier checkpoint is used")
     run_seed, fault_seed = divmod(seed, 2**16)
     env = scenario.make_env(run_seed)
     path = latest_checkpoint(folder)

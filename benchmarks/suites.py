@@ -96,12 +96,13 @@ SUITES = {
     "minatar": Suite(
         scores={
             "MinAtar/Asterix-v1": (0.5, 10.0),
-            "MinAtar/Breakout-v1": (0.4, 10.0),
+            "MinAtar/Breakout-v1": (0.4, 20.0),
             "MinAtar/Freeway-v1": (0.4, 60.0),
             "MinAtar/Seaquest-v1": (0.1, 10.0),
             "MinAtar/SpaceInvaders-v1": (4.0, 100.0),
         },
-        normalization="0 is random play, 1 a PPO with plenty of data",
+        normalization="0 is random play, 1 a score of 10 in Asterix and Seaquest, 20 in Breakout, 60 in Freeway and "
+        "100 in SpaceInvaders",
         regimes=_regimes(plentiful=2_000_000, scarce=300_000),
         tuning_envs=("MinAtar/Asterix-v1", "MinAtar/Breakout-v1"),
         # The Zoo has none: its PPO for Atari with the learning rate, lambda and clip range of the paper

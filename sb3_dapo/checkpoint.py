@@ -8,7 +8,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,9 +107,7 @@ def collecting(model: "DAPO", callback: BaseCallback) -> Iterator[None]:
 # --- saving ---------------------------------------------------------------------------------------
 
 
-def save_checkpoint(
-    model: "DAPO", path: str | Path, reset_envs: bool = False, callback: BaseCallback | None = None
-) -> None:
+def save_checkpoint(model: "DAPO", path: str | Path, reset_envs: bool = False) -> None:
     """
     Write a checkpoint. A crash at any moment leaves either the complete new file or what was there before.
 
@@ -118,8 +116,19 @@ def save_checkpoint(
     :param path: the file, with or without ``.zip``
     :param reset_envs: start new episodes in all environments, here and on resume, with a seed that depends on
         ``model.seed`` and the number of steps: then a resume is exact also where the environments cannot be saved
-    :param callback: the callback of the run, if the states of SB3's callbacks are to be kept
     :raises ValueError: at any other moment, or if a ``VecEnv`` wrapper cannot be saved
+    """
+    reason = _save_checkpoint(model, path, reset_envs)
+    if reason:
+        warnings.warn(_inexact(reason), stacklevel=3)
+
+
+def _save_checkpoint(model: "DAPO", path: str | Path, reset_envs: bool, callback: BaseCallback | None = None) -> str:
+    """
+    Parameters as above.
+
+    :param callback: the callback of the run, if the states of SB3's callbacks are to be kept
+    :return: why a resume will not be exact; empty if it will
     """
     _check_moment(model)
     env = model.get_env()
@@ -130,17 +139,11 @@ def save_checkpoint(
         random_states = start.random_states
     else:
         random_states = get_random_states(model.device) if resumption is None else resumption.random_states
-    try:
-        env_state = get_env_state(env)
-    except NotRestorableError as error:
-        raise ValueError(f"a VecEnv wrapper cannot be saved in a checkpoint: {error}") from error
-
+    env_state = _get_env_state(env)
     reset_seed = None
     if reset_envs:
         reset_seed = _derive_seed(model.seed, model.num_timesteps)
         _reset_envs(model, reset_seed)
-    elif env_state.reason:
-        warnings.warn(_inexact(env_state.reason), stacklevel=2)
     if callback is not None:
         callbacks = _get_callback_states(callback, reset_seed)
     else:
@@ -164,6 +167,14 @@ def save_checkpoint(
             archive.writestr(ENVIRONMENTS_ENTRY, pickle.dumps((env_state, callbacks)))
 
     _write_atomically(_with_suffix(path), write)
+    return "" if reset_envs else env_state.reason
+
+
+def _get_env_state(env: VecEnv) -> EnvState:
+    try:
+        return get_env_state(env)
+    except NotRestorableError as error:
+        raise ValueError(f"a VecEnv wrapper cannot be saved in a checkpoint: {error}") from error
 
 
 def _check_moment(model: "DAPO") -> None:
@@ -181,7 +192,7 @@ def _check_moment(model: "DAPO") -> None:
     )
 
 
-def _write_atomically(path: Path, write: Any) -> None:
+def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """
     :param path: the file
     :param write: writes its content to a file object that is open for reading and writing
@@ -216,8 +227,8 @@ def _with_suffix(path: str | Path) -> Path:
 
 def _inexact(reason: str) -> str:
     return (
-        f"The environments cannot be saved in mid-episode ({reason}): on resume they are reset, and the run will not "
-        "equal an uninterrupted one. `reset_envs=True` makes the resume exact: new episodes at every checkpoint"
+        f"The environments cannot be saved in mid-episode ({reason}): on resume they are reset, and the run does not "
+        "equal an uninterrupted one. With `reset_envs=True` it does: new episodes begin at every checkpoint"
     )
 
 
@@ -250,6 +261,7 @@ def load_checkpoint(
     model = cls.load(path, env=env, device=device, custom_objects=custom_objects, force_reset=False, **kwargs)
     model.rollout_buffer.load_state_dict(training["ring"])
     if training["has_trained"]:
+        # As the last update did: the next rollout must be collected in the same form
         set_fast(model.policy, model._is_fast())
     assert model.env is not None
     reason = set_env_state(model.env, env_state)
@@ -260,10 +272,10 @@ def load_checkpoint(
             warnings.warn(
                 "The environments begin with other observations than when the checkpoint was written: they are not "
                 "deterministic given their seed, or are made otherwise. The resume is not exact",
-                stacklevel=2,
+                stacklevel=3,
             )
     elif reason:
-        warnings.warn(_inexact(reason), stacklevel=2)
+        warnings.warn(_inexact(reason), stacklevel=3)
         # SB3 resets environments when there is no last observation; not again with the seeds of the run's beginning
         model._last_obs = None
         model.env.seed(_derive_seed(model.seed, model.num_timesteps))
@@ -333,7 +345,7 @@ class CheckpointCallback(BaseCallback):
     :param save_path: folder of the checkpoints
     :param keep_last: how many checkpoints to keep, ``None`` for all
     :param name_prefix: the files are named ``{name_prefix}_{num_timesteps}_steps.zip``
-    :param reset_envs: see :func:`save_checkpoint`
+    :param reset_envs: see :func:`save_checkpoint`; ``None``: only if the environments cannot be saved in mid-episode
     :param verbose: 2 to print the path of each checkpoint
     :raises ValueError: if an argument is out of range
     """
@@ -346,7 +358,7 @@ class CheckpointCallback(BaseCallback):
         save_path: str | Path,
         keep_last: int | None = 3,
         name_prefix: str = "checkpoint",
-        reset_envs: bool = False,
+        reset_envs: bool | None = False,
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
@@ -359,6 +371,7 @@ class CheckpointCallback(BaseCallback):
         self.keep_last = keep_last
         self.name_prefix = name_prefix
         self.reset_envs = reset_envs
+        self.has_warned = False
 
     def _init_callback(self) -> None:
         if not hasattr(self.model, "save_checkpoint"):
@@ -376,6 +389,11 @@ class CheckpointCallback(BaseCallback):
                 f"`save_path` must be a folder without checkpoints for a new run, but there is {existing}: load it "
                 "with `load_checkpoint` to go on, or name another folder"
             )
+        reason = _get_env_state(self.training_env).reason
+        if self.reset_envs is None:
+            self.reset_envs = bool(reason)
+        if not self.reset_envs:
+            self._warn_once(reason)  # now rather than after hours of training
 
     def _on_rollout_start(self) -> None:
         num_timesteps = self.model.num_timesteps
@@ -396,7 +414,8 @@ class CheckpointCallback(BaseCallback):
 
     def _save(self) -> None:
         path = self._path(self.model.num_timesteps)
-        save_checkpoint(self.model, path, self.reset_envs, callback=self.locals["callback"])
+        reason = _save_checkpoint(self.model, path, bool(self.reset_envs), self.locals["callback"])
+        self._warn_once(reason)
         self.last_saved = self.model.num_timesteps
         if self.verbose >= 2:
             print(f"Saved checkpoint {path}")
@@ -405,6 +424,11 @@ class CheckpointCallback(BaseCallback):
             existing = _list_checkpoints(self.save_path, self.name_prefix)
             for old in existing[: existing.index(path) + 1][: -self.keep_last]:
                 old.unlink()
+
+    def _warn_once(self, reason: str) -> None:
+        if reason and not self.has_warned:
+            warnings.warn(_inexact(reason), stacklevel=2)
+            self.has_warned = True
 
     def _path(self, num_timesteps: int | str) -> Path:
         return self.save_path / f"{self.name_prefix}_{num_timesteps}_steps.zip"

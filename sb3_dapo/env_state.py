@@ -136,7 +136,7 @@ def _get_state(layer: Layer) -> dict[str, Any]:
     state = {
         name: value
         for name, value in vars(layer).items()
-        if name not in excluded and not isinstance(value, FUNCTIONS) and not type(value).__module__.startswith("pygame")
+        if name not in excluded and not isinstance(value, FUNCTIONS) and _package(value) != "pygame"
     }
     if _is_atari(layer):
         # The emulator cannot be pickled, but clones its state, random generator included
@@ -149,6 +149,11 @@ def _set_state(layer: Layer, state: dict[str, Any]) -> None:
     if _is_atari(layer):
         cast(Any, layer).restore_state(state.pop("ale"))
     vars(layer).update(state)
+
+
+def _package(value: Any) -> str:
+    # Types made in C may have no module
+    return str(getattr(type(value), "__module__", "")).partition(".")[0]
 
 
 def _is_atari(layer: Layer) -> bool:
@@ -171,7 +176,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         hides_state = isinstance(obj, gym.Env | VecEnv | EzPickle | Connection | multiprocessing.process.BaseProcess)
-        if hides_state or type(obj).__module__.startswith("pybullet"):
+        if hides_state or _package(obj).startswith("pybullet"):
             raise NotRestorableError(f"a {type(obj).__name__} would lose its state")
         return NotImplemented
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import report  # noqa: E402
 import rliable.metrics  # noqa: E402
+import run as scheduler  # noqa: E402
 import store  # noqa: E402
 import suites  # noqa: E402
 import tune  # noqa: E402
@@ -149,13 +150,13 @@ def test_what_was_not_measured_is_an_empty_cell(tmp_path: Path) -> None:
 
 def test_a_killed_run_is_redone_and_a_rerun_gives_the_same_rows(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "run.py"), "--suite", "classic", "--env", "CartPole-v1"]
-    command += ["--algos", "ppo", "dapo", "--seeds", "1", "--jobs", "2", "--results", str(tmp_path)]
+    command += ["--seeds", "1", "--jobs", "2", "--results", str(tmp_path), "--algos", "dapo"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
 
-    # Kill the scheduler while its workers train: nothing is left behind but their folders
+    # Kill the scheduler while its worker trains: nothing is left behind but its folder
     process = subprocess.Popen([*command, "--timesteps", "2000000"], stdout=subprocess.DEVNULL, env=environment)
     log = tmp_path / ".runs" / "classic_scarce_CartPole-v1_dapo_1.log"
     deadline = time.monotonic() + 200
@@ -166,11 +167,11 @@ def test_a_killed_run_is_redone_and_a_rerun_gives_the_same_rows(tmp_path: Path) 
     process.wait()
     assert not (tmp_path / "classic.csv").exists()
 
-    # The workers stop by themselves, and let go of their runs
+    # The worker stops by itself, and lets go of its run
     short = ("--timesteps", "2000")
-    result = run(*short)
+    result = run("ppo", *short)
     while "left to the process" in result.stdout and time.monotonic() < deadline:
-        result = run(*short)
+        result = run("ppo", *short)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = store.read_rows(tmp_path, "classic")
     assert [(row["algo"], row["timesteps"]) for row in rows] == [
@@ -179,20 +180,29 @@ def test_a_killed_run_is_redone_and_a_rerun_gives_the_same_rows(tmp_path: Path) 
     for algo in ("dapo", "ppo"):
         own = [row for row in rows if row["algo"] == algo]
         assert own[-1]["score"] > 10 and own[-1]["uses_per_sample"] == 8
-        # the last rollout of 256 steps is cut by the last evaluation, and 8 uses at a batch of 256 are 8 gradient steps
-        assert own[-1]["gradient_steps"] == 8 * (2000 // 256) - (8 - 2 if algo == "dapo" else 0) - (
-            12 if algo == "dapo" else 0
-        ) + (6 if algo == "dapo" else 0)
+        # 7 updates, each on as many minibatches as there are rollouts of 256 steps, at most 4 of them
+        assert own[-1]["gradient_steps"] == {"ppo": 8 * 7, "dapo": 2 * (1 + 2 + 3 + 4 * 4)}[algo]
         assert np.nanmax([row["kl"] for row in own]) > 0
     assert not any((tmp_path / ".runs").glob("*.log"))
 
-    assert "2 skipped, 0 to do" in run(*short).stdout
+    assert "2 skipped, 0 to do" in run("ppo", *short).stdout
     assert "other hyperparameters" in run("--timesteps", "4000").stderr
-    path = tmp_path / "classic.csv"
-    path.write_text(path.read_text().replace(",ppo,1,2000,", ",ppo,1,2000,9"))
     checked = run(*short, "--check")
-    assert "scarce CartPole-v1 dapo seed 1 the same" in checked.stdout
-    assert "2000 steps: score" in checked.stdout and checked.returncode == 1
+    assert "scarce CartPole-v1 dapo seed 1 the same" in checked.stdout and checked.returncode == 0
+
+
+def test_check_says_where_a_rerun_differs(tmp_path: Path) -> None:
+    run = store.Run("classic", "scarce", "CartPole-v1", "dapo", 1)
+    store.add_run(tmp_path, run, rows_of(run, [20.0, 30.0]), {}, "")
+    slower = [{**row, "wall_s": 99.0} for row in rows_of(run, [20.0, 30.0])]
+    assert scheduler.differences(tmp_path, run, slower) == []
+    found = scheduler.differences(tmp_path, run, rows_of(run, [20.0, 30.001]))
+    assert found == ["200 steps: score 30.001 instead of 30"]
+
+
+def test_one_seed_of_everything_comes_first() -> None:
+    runs = scheduler.ordered("minatar", "scarce", ["MinAtar/Asterix-v1"], ["ppo", "dapo"], [1, 2])
+    assert [(run.algo, run.seed) for run in runs] == [("ppo", 1), ("dapo", 1), ("ppo", 2), ("dapo", 2)]
 
 
 # --- tuning -----------------------------------------------------------------------------------------------------------

@@ -218,6 +218,13 @@ def make_atari() -> VecEnv:
     return VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", 2, seed=0), 4)
 
 
+def make_native_atari() -> VecEnv:
+    pytest.importorskip("ale_py")
+    from sb3_dapo.atari_vec_env import AtariVecEnv
+
+    return AtariVecEnv("BreakoutNoFrameskip-v4", 2, seed=0)
+
+
 def make_lunar_lander() -> VecEnv:
     pytest.importorskip("Box2D")
     return VecNormalize(make_vec_env("LunarLander-v3", 2, seed=0))
@@ -245,6 +252,7 @@ CASES = {
     "gae": Case(CARTPOLE, advantage="gae", divergence_coef=0.0, normalize_advantage="rms"),
     "atari": Case(make_atari, "CnnPolicy", n_steps=8, n_rollouts=3, n_epochs=1, optimize_memory_usage=True),
     "reset atari": Case(make_atari, "CnnPolicy", n_steps=8, n_rollouts=2, n_epochs=1, reset_envs=True),
+    "reset native atari": Case(make_native_atari, "CnnPolicy", n_steps=8, n_epochs=1, reset_envs=True),
     "reset box2d": Case(make_lunar_lander, reset_envs=True),
     "reset subproc": Case(partial(make_normalized_env, vec_env_cls=SubprocVecEnv), reset_envs=True, n_rollouts=2),
     "reset evaluation": Case(CARTPOLE, make_callbacks=evaluate_at_random, reset_envs=True),
@@ -420,12 +428,20 @@ class HiddenStateEnv(CatchEnv, gym.utils.EzPickle):
     """Pickles without an error, and without its state."""
 
 
+class BulletClient:
+    """A number by which a library in C knows the simulation."""
+
+    __module__ = "pybullet_utils.bullet_client"
+    number = 1
+
+
 LOSE_STATE = {
     "file": lambda: open(os.devnull),
     "generator": lambda: (i for i in range(3)),
     "EzPickle": HiddenStateEnv,
     "closure": lambda: lambda: 0,
     "C module": lambda: np.random.bit_generator,
+    "PyBullet": BulletClient,
     "connection": lambda: mp.Pipe()[0],
 }
 
@@ -475,15 +491,27 @@ def test_monitor_file_of_the_new_environment_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make_env", [make_lunar_lander, partial(CARTPOLE, vec_env_cls=SubprocVecEnv)])
 def test_warns_where_a_resume_is_not_exact(make_env: Callable[[], VecEnv], algo: type[DAPO], tmp_path: Path) -> None:
     model = make_model(algo, "MlpPolicy", make_env(), n_steps=16, batch_size=16)
-    with pytest.warns(UserWarning, match="`reset_envs=True` makes the resume exact"):
-        model.learn(32, CheckpointCallback(32, tmp_path))
+    with pytest.warns(UserWarning, match="With `reset_envs=True` it does") as warned:
+        model.learn(64, CheckpointCallback(32, tmp_path))
+    assert len(warned) == 1
+    with pytest.warns(UserWarning, match="With `reset_envs=True` it does"):
+        model.save_checkpoint(tmp_path / "mine")
     model.env.close()
     env = make_env()
     with pytest.warns(UserWarning, match="on resume they are reset"):
         model = algo.load_checkpoint(latest_checkpoint(tmp_path), env, device="cpu")
-    learn_until(model, 64)
-    assert model.num_timesteps == 64
+    learn_until(model, 128)
+    assert model.num_timesteps == 128
     env.close()
+
+
+def test_resets_environments_only_where_it_must(algo: type[DAPO], tmp_path: Path) -> None:
+    for name, env, is_reset in (("dummy", CARTPOLE(), False), ("subproc", CARTPOLE(vec_env_cls=SubprocVecEnv), True)):
+        callback = CheckpointCallback(64, tmp_path / name, reset_envs=None)
+        model = make_model(algo, "MlpPolicy", env, n_steps=32).learn(64, callback)
+        assert callback.reset_envs == is_reset
+        assert model._last_episode_starts.all() == is_reset
+        env.close()
 
 
 def test_from_one_kind_of_vec_env_to_another(algo: type[DAPO], tmp_path: Path) -> None:
@@ -545,6 +573,8 @@ def test_vec_env_wrapper_that_cannot_be_saved(algo: type[DAPO], tmp_path: Path) 
     model = make_model(algo, "MlpPolicy", Wrapper(CARTPOLE())).learn(64)
     with pytest.raises(ValueError, match="the attribute `stream` cannot be saved"):
         model.save_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="the attribute `stream` cannot be saved"):
+        model.learn(64, CheckpointCallback(64, tmp_path))  # at once
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -145,6 +145,12 @@ COMMANDS = {
         call("sb3_dapo.zoo.evaluation", "report"),
         "score of a trained agent beside the random policy's, and its learning curve",
     ),
+    "push-to-hub": Command(
+        call("sb3_dapo.zoo.hub", "push_to_hub"), "upload a trained agent to the Hugging Face Hub, with a model card"
+    ),
+    "load-from-hub": Command(
+        call("sb3_dapo.zoo.hub", "load_from_hub"), "download an agent from the Hugging Face Hub into the log folder"
+    ),
 }
 
 
