@@ -90,6 +90,7 @@ def terminated_together(processes: Iterable[subprocess.Popen[bytes]]) -> Iterato
     """
 
     def stop(signal_number: int, frame: FrameType | None) -> None:
+        print(f"stopped by {signal.Signals(signal_number).name}; the same command goes on from here", flush=True)
         sys.exit(128 + signal_number)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

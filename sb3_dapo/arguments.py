@@ -22,7 +22,7 @@ def check_arguments(model: "DAPO") -> None:
         check_number(name, getattr(model, name), 0, 1)
     for name in ("divergence_c_bar", "c_bar", "ent_coef", "vf_coef", "max_grad_norm"):
         check_number(name, getattr(model, name), 0)
-    check_number("rho_bar", model.rho_bar, 0)
+    check_number("rho_bar", model.rho_bar, 0, exclusive=True)
     if model.divergence_lambda is not None:
         check_number("divergence_lambda", model.divergence_lambda, 0, 1)
     if model.divergence_steps is not None:
@@ -32,7 +32,7 @@ def check_arguments(model: "DAPO") -> None:
     for name in ("learning_rate", "clip_range", "clip_range_vf", "divergence_coef"):
         value = getattr(model, name)
         if not callable(value) and not (value is None and name == "clip_range_vf"):
-            check_number(name, value, 0)
+            check_scheduled(name, value)
     check("advantage", model.advantage, model.advantage in ("vtrace", "gae"), "'vtrace' or 'gae'")
     check(
         "policy_loss",
@@ -82,8 +82,18 @@ def check_int(name: str, value: object, minimum: int) -> None:
     check(name, value, is_int and value >= minimum, f"an integer of at least {minimum}")  # type: ignore[operator]
 
 
-def check_number(name: str, value: object, minimum: float, maximum: float = float("inf")) -> None:
-    """Like :func:`check`, for a number in ``[minimum, maximum]``."""
+def check_number(
+    name: str, value: object, minimum: float, maximum: float = float("inf"), exclusive: bool = False
+) -> None:
+    """Like :func:`check`, for a number in ``[minimum, maximum]``, or above ``minimum`` if that is ``exclusive``."""
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    allowed = f"a number of at least {minimum}" if maximum == float("inf") else f"a number in [{minimum}, {maximum}]"
-    check(name, value, is_number and minimum <= value <= maximum, allowed)  # type: ignore[operator]
+    allowed = f"a number in [{minimum}, {maximum}]"
+    if maximum == float("inf"):
+        allowed = f"a number greater than {minimum}" if exclusive else f"a number of at least {minimum}"
+    is_above = is_number and (value > minimum if exclusive else value >= minimum)  # type: ignore[operator]
+    check(name, value, is_above and value <= maximum, allowed)  # type: ignore[operator]
+
+
+def check_scheduled(name: str, value: object) -> None:
+    """Like :func:`check`, for an argument that may be a schedule, and its value now."""
+    check_number(name, value, 0, exclusive=name == "clip_range_vf")

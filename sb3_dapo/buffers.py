@@ -350,7 +350,7 @@ class RolloutRing(RolloutBuffer):
             minibatches of B at most
         """
         kept = self.bootstrap_observations[: self.n_kept]
-        batches = {key: th.cat([obs[key] for obs in kept]).split(batch_size) for key in self.obs_spaces}
+        batches = {key: th.cat([obs[key] for obs in kept]).split(int(batch_size)) for key in self.obs_spaces}
         for batch in zip(*batches.values(), strict=True):
             yield self._from_dict(dict(zip(batches, batch, strict=True)))
 
@@ -450,7 +450,7 @@ class RolloutRing(RolloutBuffer):
                 )
             ]
         )
-        for indices in th.from_numpy(order).to(self.device).split(batch_size or n_transitions):
+        for indices in th.from_numpy(order).to(self.device).split(int(batch_size or n_transitions)):
             observations = {key: store.gather(indices) for key, store in self.observation_stores.items()}
             yield RolloutRingSamples(
                 indices,

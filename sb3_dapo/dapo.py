@@ -15,8 +15,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+from torch.nn import functional as F
 
-from sb3_dapo.arguments import check, check_arguments, check_int
+from sb3_dapo.arguments import check, check_arguments, check_int, check_scheduled
 from sb3_dapo.buffers import RolloutRing, RolloutRingSamples, StepRecorder
 from sb3_dapo.checkpoint import Resumption, RolloutStart, collecting, load_checkpoint, save_checkpoint
 from sb3_dapo.controllers import Controller
@@ -179,6 +180,7 @@ class DAPO(PPO):
         compile: bool = False,
     ) -> None:
         check("env", env, env is None or isinstance(env, str | gym.Env | VecEnv), "an id, a gymnasium.Env or a VecEnv")
+        check("policy", policy, isinstance(policy, str | type), "the name of a policy or a class")
         check_int("n_steps", n_steps, 1)
         check_int("batch_size", batch_size, 1)
         try:
@@ -296,11 +298,11 @@ class DAPO(PPO):
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         set_fast(self.policy, self._is_fast())
+        check_scheduled("learning_rate", self.lr_schedule(self._current_progress_remaining))
         self._update_learning_rate(self.policy.optimizer)
-        progress_remaining = self._current_progress_remaining
-        clip_range = self.clip_range(progress_remaining)  # type: ignore[operator]
-        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(progress_remaining)  # type: ignore[operator]
-        divergence_coef = self.divergence_coef(progress_remaining)  # type: ignore[operator]
+        clip_range = self._scheduled("clip_range")
+        clip_range_vf = None if self.clip_range_vf is None else self._scheduled("clip_range_vf")
+        divergence_coef = self._scheduled("divergence_coef")
 
         parameters = list(self.policy.parameters())
         self.rollout_buffer.begin_update()
@@ -383,7 +385,6 @@ class DAPO(PPO):
         """
         advantages = self._normalize(samples.advantages)
         ratio = importance_ratios(log_prob, samples.behavior_log_prob)
-        weights = ratio.detach()
 
         # D is a constant for the gradient; its first term is that of the policy as it is now
         f = self.divergence(log_prob.detach(), samples.behavior_log_prob)
@@ -400,10 +401,11 @@ class DAPO(PPO):
         if clip_range_vf is not None:
             # Clip the difference between old and new value
             values = samples.old_values + th.clamp(values - samples.old_values, -clip_range_vf, clip_range_vf)
-        squared_errors = (samples.returns - values) ** 2
         if self.advantage == "vtrace":
-            squared_errors = weights.clamp(max=MAX_VALUE_WEIGHT) * squared_errors
-        value_loss = th.mean(squared_errors)
+            weights = ratio.detach().clamp(max=MAX_VALUE_WEIGHT)
+            value_loss = th.mean(weights * (samples.returns - values) ** 2)
+        else:
+            value_loss = F.mse_loss(samples.returns, values)
 
         # Approximate entropy when there is no analytical form
         entropy_loss = -th.mean(-log_prob if entropy is None else entropy)
@@ -452,6 +454,12 @@ class DAPO(PPO):
                 f"{self.rollout_buffer.describe_nonfinite(samples.indices)}"
             )
         return is_finite
+
+    def _scheduled(self, name: str) -> float:
+        """The value that a schedule has now, checked as a constant would be."""
+        value: float = getattr(self, name)(self._current_progress_remaining)
+        check_scheduled(name, value)
+        return value
 
     def _is_fast(self) -> bool:
         if self.fast is not None:

@@ -155,11 +155,11 @@ def future_divergence(
 
     future = th.zeros_like(f)
     if n_steps is None or n_steps >= len(f):
-        future[:-1] = traces[:-1] * backward_recurrence(weighted, traces)[1:]
+        future[:-1] = _times(traces[:-1], backward_recurrence(weighted, traces)[1:])
         return future
     for _ in range(n_steps):
         # Horner's scheme: each pass adds one more step to every sum
-        future = th.cat([traces[:-1] * (weighted + future)[1:], th.zeros_like(f[:1])])
+        future = th.cat([_times(traces[:-1], (weighted + future)[1:]), th.zeros_like(f[:1])])
     return future
 
 
@@ -180,11 +180,16 @@ def backward_recurrence(offsets: th.Tensor, factors: th.Tensor) -> th.Tensor:
     x, length, step = offsets.clone(), len(offsets), 1
     while step < length:
         reach = factors[: length - step]
-        x = th.cat([th.where(reach == 0, x[:-step], th.addcmul(x[:-step], reach, x[step:])), x[-step:]])
+        x = th.cat([x[:-step] + _times(reach, x[step:]), x[-step:]])
         # products that overflow stay finite, as infinity times the 0 of an episode's end would be NaN
         factors = (factors[:-step] * factors[step:]).clamp(max=largest)
         step *= 2
     return x
+
+
+def _times(factors: th.Tensor, x: th.Tensor) -> th.Tensor:
+    """The product, 0 where a factor is 0 even if x is NaN or infinite there."""
+    return th.where(factors == 0, th.zeros_like(x), factors * x)
 
 
 def _check_shapes(**tensors: th.Tensor) -> None:

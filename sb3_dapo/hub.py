@@ -35,10 +35,11 @@ SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
 
 EXPORT, CARD, RESULTS, STATISTICS_PICKLE = "export", "README.md", "results.json", "vec_normalize.pkl"
 # Other files that RL Zoo uploads and reads
-CONFIGS, METRICS, VIDEO, CURVE = "*.yml", "train_eval_metrics.zip", "replay.mp4", "learning_curve.png"
+METRICS, VIDEO, CURVE = "train_eval_metrics.zip", "replay.mp4", "learning_curve.png"
+CONFIGS = ("args.yml", "config.yml", "env_kwargs.yml")
 EXPORT_FILES = (DESCRIPTION, PARAMETERS, STATISTICS)
 # What an upload replaces, or removes if it brings no such file: of another agent, it would be misleading
-GENERATED = [f"{EXPORT}/*", RESULTS, STATISTICS_PICKLE, CONFIGS, METRICS, VIDEO, CURVE]
+GENERATED = [f"{EXPORT}/*", RESULTS, STATISTICS_PICKLE, *CONFIGS, METRICS, VIDEO, CURVE]
 
 # Extras of this package by the beginning of an environment's entry point
 EXTRAS = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco", "ale_py": "atari", "minatar": "minatar"}

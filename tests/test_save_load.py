@@ -181,6 +181,13 @@ def test_schedules(algo: type[DAPO], tmp_path: pathlib.Path) -> None:
     assert model.divergence_coef(0.5) == pytest.approx(0.5 * np.sin(1.0))
 
 
+def test_compiled_policy(algo: type[DAPO], tmp_path: pathlib.Path) -> None:
+    model = make_model(algo, "MlpPolicy", "CartPole-v1")
+    model.policy = th.compile(model.policy)
+    model.save(tmp_path / "model")
+    algo.load(tmp_path / "model").predict(np.zeros(4))
+
+
 def test_net_arch_none(algo: type[DAPO], tmp_path: pathlib.Path) -> None:
     make_model(algo, "MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": None}).save(tmp_path / "model")
     assert algo.load(tmp_path / "model").policy.net_arch is not None

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -112,6 +113,41 @@ def push_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run of the Zoo, as its folder tells."""
+
+    env: EnvironmentName
+    algo: str
+    folder: Path
+    stats_path: str | None
+    config: dict[str, Any]
+    """Hyperparameters as they were given."""
+    hyperparams: dict[str, Any]
+    """Hyperparameters as the Zoo reads them for a test."""
+    train_args: dict[str, Any]
+    """Arguments of the command that trained."""
+
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        """Arguments of the environment."""
+        return self.train_args["env_kwargs"] or self.config.get("env_kwargs", {})
+
+
+def read_run(env: EnvironmentName, algo: str, folder: Path) -> Run:
+    """
+    :param env: environment
+    :param algo: name of the algorithm in the Zoo
+    :param folder: folder of the run
+    :return: what it tells
+    """
+    hyperparams, stats_path = get_saved_hyperparams(str(folder / env), test_mode=True)
+    hyperparams.pop("env_kwargs", None)
+    # The Zoo saves Python objects
+    config, train_args = (yaml.unsafe_load((folder / env / f"{name}.yml").read_text()) for name in ("config", "args"))
+    return Run(env, algo, folder, stats_path, dict(config), hyperparams, train_args)
+
+
 def push_to_hub() -> None:
     """The command `sb3-dapo push-to-hub`."""
     args = push_parser().parse_args()
@@ -122,26 +158,16 @@ def push_to_hub() -> None:
     env_id = args.env.gym_id
     model_name = ModelName(args.algo, args.env)
     repo_id = ModelRepoId(args.organization, args.repo_name or model_name)
-
-    _, model_path, log_path = get_model_path(
-        args.exp_id,
-        args.folder,
-        args.algo,
-        args.env,
-        args.load_best,
-        args.load_checkpoint,
-        args.load_last_checkpoint,
-    )
-    run = Path(log_path).resolve()
-    hyperparams, stats_path = get_saved_hyperparams(str(run / args.env), test_mode=True)
-    train_args = yaml.unsafe_load((run / args.env / "args.yml").read_text())  # the Zoo saves Python objects
-    env_kwargs = {**(train_args["env_kwargs"] or hyperparams.pop("env_kwargs", {})), **(args.env_kwargs or {})}
+    which = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
+    _, model_path, log_path = get_model_path(args.exp_id, args.folder, args.algo, args.env, *which)
+    run = read_run(args.env, args.algo, Path(log_path).resolve())
+    env_kwargs = {**run.env_kwargs, **(args.env_kwargs or {})}
     is_stochastic = ExperimentManager.is_atari(env_id) or ExperimentManager.is_minigrid(env_id)
     is_deterministic = not args.stochastic and (args.deterministic or not is_stochastic)
 
     set_random_seed(args.seed)
     render = {} if args.no_render else {"render_mode": "rgb_array"}
-    env = make_env(env_id, hyperparams, {**env_kwargs, **render}, args.n_envs, args.seed, stats_path)
+    env = make_env(env_id, run.hyperparams, {**env_kwargs, **render}, args.n_envs, args.seed, run.stats_path)
     algo: type[DAPO] = ALGOS[args.algo]  # type: ignore[assignment]
     model = algo.load(model_path, env=env, seed=args.seed, device=args.device)
     scores: list[float] = []
@@ -150,23 +176,15 @@ def push_to_hub() -> None:
         if not args.no_render and not (folder / VIDEO).is_file():
             raise RuntimeError(f"no {VIDEO} came of the recording, see above. With --no-render there will be no video")
         model.export(folder / EXPORT)
-        random = random_scores(env_id, hyperparams, env_kwargs, args.n_envs, args.seed, args.eval_episodes)
+        random = random_scores(env_id, run.hyperparams, env_kwargs, args.n_envs, args.seed, args.eval_episodes)
         protocol = PROTOCOL.format(seed=args.seed, n_envs=args.n_envs, s="s" if args.n_envs > 1 else "")
         evaluation = Evaluation(np.array(scores), is_deterministic, protocol, random)
         write_results(folder, evaluation)
-        figures = ""
-        if (run / "evaluations.npz").is_file():
-            title = f"{model.__class__.__name__} on {env_id}"
-            curve = learning_curve(run, title, evaluation.scores, random, model.num_timesteps)
+        if (run.folder / "evaluations.npz").is_file():
+            title = f"{algo.__name__} on {env_id}"
+            curve = learning_curve(run.folder, title, evaluation.scores, random, model.num_timesteps)
             curve.savefig(folder / CURVE, dpi=150)
-            figures = f"![Learning curve: score over steps, and the random policy's]({CURVE})"
-        description = read_description(folder)
-        config = yaml.unsafe_load((run / args.env / "config.yml").read_text())
-        code = zoo_program(repo_id, env_id, hyperparams, env_kwargs, is_deterministic)
-        usage = python_section(description, code, requirement(env_id, "zoo"), foreign_module(env_id))
-        usage += "\n\n" + commands_section(args.env, args.algo, args.organization, args.repo_name)
-        settings = training_section(args.env, args.algo, dict(config), train_args)
-        write_card(folder, model_card(description, env_id, evaluation, usage, settings, figures), env_id, evaluation)
+        write_card(folder, run_card(run, repo_id, folder, evaluation), env_id, evaluation)
 
     try:
         with adapted_zoo(complete, scores, needs_video=not args.no_render) as zoo:
@@ -174,9 +192,9 @@ def push_to_hub() -> None:
                 model,
                 model_name,
                 args.algo,
-                type(model).__name__,
-                run,
-                hyperparams,
+                algo.__name__,
+                run.folder,
+                run.hyperparams,
                 env_kwargs,
                 args.env,
                 env,
@@ -241,38 +259,53 @@ def import_zoo_push() -> ModuleType:
 
 def provide_ffmpeg(folder: Path) -> None:
     """
-    Videos are converted by a program called `ffmpeg`. Where there is none, take the one that comes with moviepy.
+    The Zoo converts its video with a program called `ffmpeg`, and prints all that it says.
 
-    :param folder: gets the program, unless it is installed
+    :param folder: gets a program of that name, which calls the installed one, or moviepy's, and lets it say errors only
     """
-    if shutil.which("ffmpeg") is not None:
-        return
-    try:
-        from imageio_ffmpeg import get_ffmpeg_exe  # type: ignore[import-untyped]
-
-        program = get_ffmpeg_exe()
-    except (ImportError, RuntimeError) as error:
-        sys.exit(f"The video needs ffmpeg: install it, or pass --no-render to upload no video ({error})")
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        try:
+            ffmpeg = import_module("imageio_ffmpeg").get_ffmpeg_exe()
+        except (ImportError, RuntimeError) as error:
+            sys.exit(f"The video needs ffmpeg: install it, or pass --no-render to upload no video ({error})")
     if os.name == "nt":
-        shutil.copy(program, folder / "ffmpeg.exe")
+        (folder / "ffmpeg.bat").write_text(f'@"{ffmpeg}" -loglevel error %*\n')
     else:
-        (folder / "ffmpeg").symlink_to(program)
+        script = folder / "ffmpeg"
+        script.write_text(f'#!/bin/sh\nexec {shlex.quote(str(ffmpeg))} -loglevel error "$@"\n')
+        script.chmod(0o755)
 
 
 # --- model card ---------------------------------------------------------------------------------------
 
 
-def zoo_program(
-    repo_id: str, env_id: str, hyperparams: dict[str, Any], env_kwargs: dict[str, Any], is_deterministic: bool
-) -> str:
+def run_card(run: Run, repo_id: ModelRepoId, folder: Path, evaluation: Evaluation) -> str:
     """
+    :param run: the run
     :param repo_id: the repository
-    :param env_id: environment
-    :param hyperparams: hyperparameters of the run, of which the wrappers are used
-    :param env_kwargs: arguments for the environment
+    :param folder: what it shall hold
+    :param evaluation: of the agent
+    :return: the model card, without metadata
+    """
+    env_id = run.env.gym_id
+    description = read_description(folder)
+    code = run_program(run, repo_id, evaluation.is_deterministic)
+    usage = python_section(description, code, requirement(env_id, "zoo"), foreign_module(env_id))
+    has_curve = (folder / CURVE).is_file()
+    figures = f"![Learning curve: score over steps, and the random policy's]({CURVE})" if has_curve else ""
+    usage = f"{usage}\n\n{commands_section(run, repo_id)}"
+    return model_card(description, env_id, evaluation, usage, training_section(run), figures)
+
+
+def run_program(run: Run, repo_id: str, is_deterministic: bool) -> str:
+    """
+    :param run: the run
+    :param repo_id: the repository
     :param is_deterministic: play the most likely actions
     :return: program that loads the agent and plays, in an environment wrapped as in training
     """
+    env_id, hyperparams = run.env.gym_id, run.hyperparams
     n_stack = hyperparams.get("frame_stack")
     if hyperparams.get("vec_env_wrapper") or (hyperparams.get("normalize") and n_stack):
         return program(DAPO, repo_id, None, Path())
@@ -285,13 +318,14 @@ def zoo_program(
         imports += ["from rl_zoo3.utils import get_wrapper_class"]
         wrapper = {"env_wrapper": hyperparams["env_wrapper"]}
         arguments += [f"wrapper_class=get_wrapper_class({wrapper!r})"]
-    arguments += [f"env_kwargs={env_kwargs!r}"] if env_kwargs else []
+    arguments += [f"env_kwargs={run.env_kwargs!r}"] if run.env_kwargs else []
     imports += [f"from stable_baselines3.common.env_util import {function}"]
     imports += ["from stable_baselines3.common.evaluation import evaluate_policy"]
     imports += ["from stable_baselines3.common.vec_env import VecFrameStack"] if n_stack else []
-    imports += ["", "from sb3_dapo import DAPO"]
+    imports += [""]
     if not entry_point(env_id).startswith("gymnasium."):
         imports += ["import sb3_dapo.zoo  # registers the environments"]
+    imports += ["from sb3_dapo import DAPO"]
     lines = [f"env = {function}({', '.join(arguments)})"]
     lines += [f"env = VecFrameStack(env, n_stack={n_stack})"] if n_stack else []
     lines += [f'model = DAPO.from_pretrained("{repo_id}", env=env)']
@@ -300,21 +334,20 @@ def zoo_program(
     return "\n".join([*imports, "", *lines])
 
 
-def commands_section(env: EnvironmentName, algo: str, organization: str, repo_name: str | None) -> str:
+def commands_section(run: Run, repo_id: ModelRepoId) -> str:
     """
-    :param env: environment
-    :param algo: name of the algorithm in the Zoo
-    :param organization: of the repository
-    :param repo_name: name of the repository, None for the usual one
+    :param run: the run
+    :param repo_id: the repository
     :return: section on the commands that load the agent and show it
     """
-    agent = agent_arguments(env, algo)
-    name = f" -name {shlex.quote(repo_name)}" if repo_name else ""
+    agent = agent_arguments(run)
+    organization, repo_name = repo_id.split("/")
+    name = "" if repo_name == ModelName(run.algo, run.env) else f" -name {repo_name}"
     return f"""\
 ### Watch it play
 
 ```sh
-sb3-dapo load-from-hub {agent} -orga {shlex.quote(organization)}{name} --trust-pickle
+sb3-dapo load-from-hub {agent} -orga {organization}{name} --trust-pickle
 sb3-dapo enjoy {agent}
 ```
 
@@ -322,24 +355,21 @@ These are RL Zoo's commands. They read the zip, pkl and yml files, which run cod
 says that you trust this repository's author with that."""
 
 
-def training_section(env: EnvironmentName, algo: str, config: dict[str, Any], train_args: dict[str, Any]) -> str:
+def training_section(run: Run) -> str:
     """
-    :param env: environment
-    :param algo: name of the algorithm in the Zoo
-    :param config: hyperparameters of the run, as they were in the file
-    :param train_args: arguments of the command line that trained it
-    :return: section on how it was trained, and how to train another
+    :param run: the run
+    :return: section on how the agent was trained, and how to train another
     """
     try:
-        settings = yaml.safe_dump({env.gym_id: config}, sort_keys=False)
+        settings = yaml.safe_dump({run.env.gym_id: run.config}, sort_keys=False)
     except yaml.representer.RepresenterError:
-        shown = "\n".join(f"{name}: {value}" for name, value in config.items())
+        shown = "\n".join(f"{name}: {value}" for name, value in run.config.items())
         return f"## Hyperparameters\n\nSome are Python objects, which a file cannot hold.\n\n```\n{shown}\n```"
-    command = f"sb3-dapo train {agent_arguments(env, algo)} --conf-file {algo}.yml --seed {train_args['seed']}"
-    if train_args["n_timesteps"] > 0:
-        command += f" -n {train_args['n_timesteps']}"
-    if train_args["env_kwargs"]:
-        pairs = [shlex.quote(f"{name}:{value!r}") for name, value in train_args["env_kwargs"].items()]
+    command = f"sb3-dapo train {agent_arguments(run)} --conf-file {run.algo}.yml --seed {run.train_args['seed']}"
+    if run.train_args["n_timesteps"] > 0:
+        command += f" -n {run.train_args['n_timesteps']}"
+    if run.train_args["env_kwargs"]:
+        pairs = [shlex.quote(f"{name}:{value!r}") for name, value in run.train_args["env_kwargs"].items()]
         command += f" --env-kwargs {' '.join(pairs)}"
     return f"""\
 ## Hyperparameters
@@ -348,20 +378,19 @@ def training_section(env: EnvironmentName, algo: str, config: dict[str, Any], tr
 {settings.strip()}
 ```
 
-With this in a file `{algo}.yml`, another agent is trained by
+With this in a file `{run.algo}.yml`, another agent is trained by
 
 ```sh
 {command}
 ```"""
 
 
-def agent_arguments(env: EnvironmentName, algo: str) -> str:
+def agent_arguments(run: Run) -> str:
     """
-    :param env: environment
-    :param algo: name of the algorithm in the Zoo
-    :return: how the commands name the agent
+    :param run: the run
+    :return: how the commands name it
     """
-    return f"--env {shlex.quote(env.gym_id)}" + ("" if algo == "dapo" else f" --algo {algo}")
+    return f"--env {shlex.quote(run.env.gym_id)}" + ("" if run.algo == "dapo" else f" --algo {run.algo}")
 
 
 # --- load ---------------------------------------------------------------------------------------------
@@ -404,6 +433,7 @@ def load_from_hub() -> None:
             zoo.download_from_hub(
                 args.algo, args.env, args.exp_id, args.folder, args.organization, args.repo_name, args.force
             )
+        print(f"Watch it play: sb3-dapo enjoy --algo {args.algo} --env {args.env.gym_id} -f {args.folder}")
     except EntryNotFoundError as error:
         sys.exit(
             f"\n{repo_id} is not a whole agent of RL Zoo: {error}\n\nIf it was uploaded from Python, "
