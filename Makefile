@@ -6,8 +6,8 @@
 #
 # Other games, budgets and algorithms: make train ENV=PongNoFrameskip-v4 STEPS=2000000 ALGO=ppo SEED=1
 
-ENV = BreakoutNoFrameskip-v4
-STEPS = 150000
+ENV = RoadRunnerNoFrameskip-v4
+STEPS = 180000
 ALGO = dapo
 SEED = 0
 

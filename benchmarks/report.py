@@ -66,7 +66,7 @@ class Estimate:
 
     def __str__(self) -> str:
         interval = "" if self.low == self.high else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{self.value:.2f}{interval}"
+        return f"{self.value:.2f}{interval}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def read_scores(results: Path, suite: str) -> pd.DataFrame:
@@ -171,7 +171,10 @@ def label(algo: str) -> str:
     :return: its name in tables and figures
     """
     name, *changes = algo.split("+")
-    return ", ".join([ALGORITHMS[name].label, *(change.replace("=", " = ") for change in changes)])
+    changed = ", ".join(change.replace("=", " = ") for change in changes)
+    if changes and name == "dapo":  # what the ablations change
+        return changed
+    return ", ".join([ALGORITHMS[name].label, *([changed] if changes else [])])
 
 
 def color(algo: str) -> str:
@@ -347,7 +350,7 @@ def table(rows: pd.DataFrame, compared: Comparison) -> str:
     """
     :param rows: rows of a regime
     :param compared: what is in the table
-    :return: Markdown, the best algorithm first
+    :return: Markdown: the aggregates, the best algorithm first
     """
     last = rows[rows.step == rows.groupby(["env", "algo", "seed"]).step.transform("max")]
     cells = []
@@ -358,15 +361,28 @@ def table(rows: pd.DataFrame, compared: Comparison) -> str:
                 label(algo),
                 *map(str, compared.aggregates[algo]),
                 *([] if compared.reference is None else ["".join(map(str, compared.improvements.get(algo, [])))]),
-                *(f"{own[own.env == env].score.mean():.4g}" for env in compared.envs),
                 "/".join(map(str, sorted(own.uses_per_sample.unique()))),
                 f"{own.wall_s.median() / 60:.1f}",
                 str(len(compared.scores[algo])),
             ]
         )
     better = [] if compared.reference is None else [f"P(better than {label(compared.reference)})"]
-    heads = ["Algorithm", "IQM", "Optimality gap", *better, *map(short, compared.envs), "Uses", "Minutes", "Seeds"]
-    return markdown(heads, cells)
+    return markdown(["Algorithm", "IQM", "Optimality gap", *better, "Uses", "Minutes", "Seeds"], cells)
+
+
+def games_table(rows: pd.DataFrame, compared: Comparison) -> str:
+    """
+    :param rows: rows of a regime
+    :param compared: what is in the table
+    :return: Markdown: mean final score in each environment and its standard deviation over seeds
+    """
+    last = rows[rows.step == rows.groupby(["env", "algo", "seed"]).step.transform("max")]
+    cells = []
+    for algo in compared.best_first:
+        games = [last[(last.algo == algo) & (last.env == env)].score for env in compared.envs]
+        spread = [f" ± {game.std():.2g}" if len(game) > 1 else "" for game in games]
+        cells.append([label(algo), *(f"{game.mean():.3g}{std}" for game, std in zip(games, spread, strict=True))])
+    return markdown(["Score", *map(short, compared.envs)], cells)
 
 
 def regime_section(rows: pd.DataFrame, suite: str, regime: str, figures: Path, link: str) -> str:
@@ -397,8 +413,10 @@ def regime_section(rows: pd.DataFrame, suite: str, regime: str, figures: Path, l
 
     parts = [
         f"### `{suite}`, {regime}",
-        f"{length[0].upper()}{length[1:]}. Normalized scores: {SUITES[suite].normalization}.",
+        f"{length[0].upper()}{length[1:]}. Normalized scores: {SUITES[suite].normalization}. Intervals: 95 %, of a "
+        "stratified bootstrap over seeds, none where there is one seed.",
         table(rows, compared),
+        games_table(rows, compared),
     ]
     partial = [algo for algo in ALGORITHMS if algo in set(rows.algo) - set(compared.scores)]
     if partial:

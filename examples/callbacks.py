@@ -1,6 +1,5 @@
-"""Callbacks and TensorBoard: evaluate, keep the best agent, log a value of one's own, lay out panels. Half a minute."""
+"""Callbacks and TensorBoard: evaluate, keep the best agent, log a value of one's own, lay out panels."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +41,9 @@ def main(steps: int = 25_000, folder: str = "logs/callbacks") -> None:
         n_steps=64,
         batch_size=256,
         n_rollouts=4,
-        n_epochs=2,
+        n_epochs=4,
+        gamma=0.98,
+        gae_lambda=0.8,
         learning_rate=1e-3,
         tensorboard_log=folder,
         seed=0,
@@ -57,4 +58,4 @@ def main(steps: int = 25_000, folder: str = "logs/callbacks") -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

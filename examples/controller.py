@@ -1,4 +1,4 @@
-"""A controller for 1/eta: say how far the policy may be from its data, and let the weight follow. About half a minute.
+"""A controller for 1/eta: say how far the policy may be from its data, and let the weight follow.
 
 `AdaptiveController` and `DualController` come with the package. This one is written here, to show what a controller is:
 called before an update it gives 1/eta, and after the update it hears what the KL divergence was.
@@ -65,11 +65,11 @@ def main(steps: int = 40_000) -> None:
         n_rollouts=4,
         n_epochs=2,
         learning_rate=1e-3,
-        divergence_coef=ProportionalController(target=0.005),
+        divergence_coef=ProportionalController(target=0.002),
         seed=0,
         device="cpu",
     )
-    print(f"{'steps':>10} {'1/eta':>12} {'KL':>12}   (KL aimed for: 0.005)")
+    print(f"{'steps':>10} {'1/eta':>12} {'KL':>12}   (KL aimed for: 0.002)")
     model.learn(steps, callback=Table(every=max(steps // (10 * 64 * 8), 1)))
 
 

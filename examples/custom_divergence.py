@@ -1,4 +1,4 @@
-"""A divergence of one's own: Pearson's chi-squared. About half a minute.
+"""A divergence of one's own: Pearson's chi-squared.
 
 A divergence is a callable that gives f, its derivative with respect to pi(a|s), from two log-probabilities. It must be
 0 where they agree. Chi-squared is the sum over the actions of (pi - mu)^2 / mu, and its derivative 2 (pi / mu - 1).
@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from sb3_dapo import DAPO, Divergence
+from sb3_dapo import DAPO, DIVERGENCES, Divergence
 
 
 class ChiSquared(Divergence):
@@ -23,7 +23,12 @@ def main(steps: int = 20_000) -> None:
     """
     :param steps: environment steps for each divergence
     """
-    divergences: dict[str, str | Divergence] = {"KL": "kl", "chi-squared": ChiSquared()}
+    divergences = {"KL": DIVERGENCES["kl"], "chi-squared": ChiSquared()}
+    ratios = th.tensor([0.5, 0.9, 1.0, 1.1, 2.0])
+    print(f"{'pi / mu':17}", *(f"{ratio:6.2f}" for ratio in ratios))
+    for name, divergence in divergences.items():
+        print(f"{'f of ' + name:17}", *(f"{f:6.2f}" for f in divergence(ratios.log(), th.zeros(5))))
+
     for name, divergence in divergences.items():
         env = make_vec_env("CartPole-v1", n_envs=8, seed=0)
         model = DAPO(
@@ -41,7 +46,8 @@ def main(steps: int = 20_000) -> None:
         )
         model.learn(steps)
         score, _ = evaluate_policy(model, env, n_eval_episodes=10)
-        print(f"{name}: score {score:.0f}, mean divergence {model.logger.name_to_value['train/divergence']:+.4f}")
+        kl = model.logger.name_to_value["train/behavior_kl"]
+        print(f"Trained with {name}: score {score:.0f}, at a KL divergence of {kl:.4f} from its data")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
-"""Observations of several parts: a Dict space and MultiInputPolicy. About half a minute."""
+"""Observations of several parts: a Dict space and MultiInputPolicy."""
 
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_dapo import DAPO
 
 
-class Fetch(gym.Env[dict[str, Any], np.int64]):
+class Courier(gym.Env[dict[str, Any], np.int64]):
     """
-    Walk to the parcel, then carry it home to the middle of a 7 x 7 field: reward 1 for each, 30 steps at most.
+    Walk to the parcel, then carry it home to the middle of a 7 x 7 field: reward 1 for each.
 
     The observation has three parts: where one stands, where the parcel was put, and whether one carries it.
     """
@@ -54,8 +55,7 @@ def main(steps: int = 60_000) -> None:
     """
     :param steps: environment steps
     """
-    gym.register("Fetch-v0", Fetch, max_episode_steps=30)
-    env = make_vec_env("Fetch-v0", n_envs=16, seed=0)
+    env = make_vec_env(lambda: TimeLimit(Courier(), max_episode_steps=30), n_envs=16, seed=0)
     print("An observation:", {name: value[0].tolist() for name, value in env.reset().items()})
     model = DAPO(
         "MultiInputPolicy", env, n_steps=64, batch_size=512, n_rollouts=4, n_epochs=2, learning_rate=1e-3, seed=0

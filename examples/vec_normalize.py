@@ -1,4 +1,4 @@
-"""VecNormalize on MuJoCo: train with normalized observations and rewards, save, load, evaluate. About a minute."""
+"""VecNormalize on MuJoCo: train with normalized observations and rewards, save, load, evaluate."""
 
 import tempfile
 from pathlib import Path

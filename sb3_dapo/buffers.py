@@ -144,6 +144,12 @@ class RolloutRing(RolloutBuffer):
         self.truncation_positions = [th.zeros(0, dtype=th.int64, device=self.device) for _ in range(n_rollouts)]
         self.reset()
 
+    def clear(self) -> None:
+        """Forget all rollouts."""
+        self.n_kept = self.slot = 0
+        self.full = False
+        self.reset()
+
     # --- collection -----------------------------------------------------------------------------
 
     def reset(self) -> None:

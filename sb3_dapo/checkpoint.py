@@ -155,6 +155,7 @@ def _save_checkpoint(model: "DAPO", path: str | Path, reset_envs: bool, callback
         "has_trained": model._policy_version > 0,
         "random_states": random_states,
         "reset_seed": reset_seed,
+        "strides": _map_observations(lambda array: array.strides, model._last_obs),
         "log": _get_log(model) if resumption is None else resumption.log,
         "ring": model.rollout_buffer.state_dict(),
     }
@@ -264,6 +265,8 @@ def load_checkpoint(
         # As the last update did: the next rollout must be collected in the same form
         set_fast(model.policy, model._is_fast())
     assert model.env is not None
+    # Pickling loses the order of axes in memory, by which PyTorch chooses between convolutions that round differently
+    model._last_obs = _map_observations(_with_strides, model._last_obs, training["strides"])
     reason = set_env_state(model.env, env_state)
     if training["reset_seed"] is not None:
         expected = model._last_obs
@@ -582,6 +585,24 @@ def _reset_envs(model: "DAPO", seed: int) -> None:
     model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
     if model._vec_normalize_env is not None:
         model._last_original_obs = model._vec_normalize_env.get_original_obs()
+
+
+def _map_observations(function: Callable[..., Any], *observations: Any) -> Any:
+    """Apply a function to arrays, dicts of them, or None."""
+    first = observations[0]
+    if isinstance(first, dict):
+        return {key: function(*(obs[key] for obs in observations)) for key in first}
+    return None if first is None else function(*observations)
+
+
+def _with_strides(array: np.ndarray, strides: tuple[int, ...]) -> np.ndarray:
+    """A copy of an array with these strides, or the array if they run backwards."""
+    if min(strides, default=0) < 0:
+        return array
+    size = array.itemsize + sum((n - 1) * stride for n, stride in zip(array.shape, strides, strict=True))
+    copy: np.ndarray = np.ndarray(array.shape, array.dtype, np.zeros(size, np.uint8), strides=strides)
+    copy[...] = array
+    return copy
 
 
 def _equal_observations(a: Any, b: Any) -> bool:

@@ -11,6 +11,10 @@ class Controller(ABC):
     It is asked for the coefficient before each update, told the divergence after it, and saved with the model.
     """
 
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({values})"
+
     @abstractmethod
     def __call__(self, progress_remaining: float) -> float:
         """

@@ -179,7 +179,8 @@ class DAPO(PPO):
         autocast: bool = False,
         compile: bool = False,
     ) -> None:
-        check("env", env, env is None or isinstance(env, str | gym.Env | VecEnv), "an id, a gymnasium.Env or a VecEnv")
+        is_env = isinstance(env, str | gym.Env | VecEnv) or (env is None and not _init_setup_model)
+        check("env", env, is_env, "an id, a gymnasium.Env or a VecEnv")
         check("policy", policy, isinstance(policy, str | type), "the name of a policy or a class")
         check_int("n_steps", n_steps, 1)
         check_int("batch_size", batch_size, 1)
@@ -248,7 +249,10 @@ class DAPO(PPO):
             "n_rollouts": self.n_rollouts,
             "optimize_memory_usage": self.optimize_memory_usage,
         }
-        super()._setup_model()
+        try:
+            super()._setup_model()
+        except AssertionError as error:
+            raise ValueError(str(error)) from error
         if not isinstance(self.divergence_coef, Controller):
             self.divergence_coef = FloatSchedule(self.divergence_coef)
         if isinstance(self.policy, CnnPolicy):
@@ -298,7 +302,7 @@ class DAPO(PPO):
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         set_fast(self.policy, self._is_fast())
-        check_scheduled("learning_rate", self.lr_schedule(self._current_progress_remaining))
+        self._scheduled("lr_schedule", "learning_rate")
         self._update_learning_rate(self.policy.optimizer)
         clip_range = self._scheduled("clip_range")
         clip_range_vf = None if self.clip_range_vf is None else self._scheduled("clip_range_vf")
@@ -344,7 +348,7 @@ class DAPO(PPO):
         if n_skipped > 0 and self.nonfinite == "raise":
             raise NonFiniteError("the loss or gradient of a minibatch is not finite")
         logged = dict(zip(LOGGED_MEANS, logged_means, strict=True))
-        if isinstance(self.divergence_coef, Controller):
+        if isinstance(self.divergence_coef, Controller) and np.isfinite(logged["behavior_kl"]):
             self.divergence_coef.update(logged["behavior_kl"])
 
         for name, value in logged.items():
@@ -455,10 +459,17 @@ class DAPO(PPO):
             )
         return is_finite
 
-    def _scheduled(self, name: str) -> float:
-        """The value that a schedule has now, checked as a constant would be."""
-        value: float = getattr(self, name)(self._current_progress_remaining)
-        check_scheduled(name, value)
+    def _scheduled(self, schedule: str, name: str | None = None) -> float:
+        """
+        :param schedule: attribute that holds a schedule
+        :param name: of the argument, if it is another
+        :return: the schedule's value now
+        :raises ValueError: if a constant of this value would be refused
+        """
+        value: float = getattr(self, schedule)(self._current_progress_remaining)
+        # The last rollout may end behind the total: then a linear schedule is a little below 0, in PPO too
+        if self._current_progress_remaining >= 0:
+            check_scheduled(name or schedule, value)
         return value
 
     def _is_fast(self) -> bool:
@@ -505,6 +516,8 @@ class DAPO(PPO):
     def _update_targets(self) -> None:
         """Compute the targets of an epoch."""
         buffer = self.rollout_buffer
+        # As at collection: targets without dropout, and no effect on batch normalization
+        self.policy.set_training_mode(False)
         if self.exact_targets:
             for samples in buffer.get(self.batch_size, shuffle=False):
                 values, log_prob, _ = self.policy.evaluate_actions(samples.observations, samples.actions)
@@ -523,6 +536,12 @@ class DAPO(PPO):
             divergence_c_bar=self.divergence_c_bar,
             divergence_steps=self.divergence_steps,
         )
+        self.policy.set_training_mode(True)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        super().set_env(env, force_reset)
+        # What another environment answered is not reused
+        self.rollout_buffer.clear()
 
     def save_checkpoint(self, path: str | Path, reset_envs: bool = False) -> None:
         """

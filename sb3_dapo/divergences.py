@@ -13,6 +13,8 @@ from sb3_dapo.estimators import MAX_LOG_RATIO
 
 # exp(-20): a probability below it is treated as equal to it, so that negative powers of it stay finite
 MIN_LOG_PROB = -20.0
+# Log-probs of one policy computed in two minibatches may differ by this much
+ROUNDING = 1e-5
 
 
 class Divergence(ABC):
@@ -71,10 +73,14 @@ class Hellinger(Divergence):
 
 
 class TotalVariation(Divergence):
-    """Total variation distance, half the sum of abs(pi - mu). f = sign(pi - mu) / 2."""
+    """
+    Total variation distance, half the sum of abs(pi - mu). f = sign(pi - mu) / 2, and 0 for log-probs that differ by
+    rounding alone.
+    """
 
     def __call__(self, log_prob: th.Tensor, behavior_log_prob: th.Tensor) -> th.Tensor:
-        return 0.5 * th.sign(log_prob - behavior_log_prob)
+        log_ratio = log_prob - behavior_log_prob
+        return 0.5 * th.sign(log_ratio) * (log_ratio.abs() > ROUNDING)
 
 
 class Tsallis(Divergence):

@@ -75,7 +75,7 @@ def blocks_to_channels(images: th.Tensor) -> th.Tensor:
     """
     batch, channels, height, width = images.shape
     # Four neighbouring bytes are moved as one integer
-    rows = images.contiguous().view(th.int32).view(batch, channels, height // BLOCK, BLOCK, width // BLOCK)
+    rows = images.reshape(-1).view(th.int32).view(batch, channels, height // BLOCK, BLOCK, width // BLOCK)
     blocks = rows.permute(0, 2, 4, 1, 3).contiguous().view(th.uint8)
     return blocks.view(batch, height // BLOCK, width // BLOCK, BLOCK * BLOCK * channels).permute(0, 3, 1, 2)
 

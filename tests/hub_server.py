@@ -5,19 +5,20 @@ import fnmatch
 import hashlib
 import json
 import re
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import yaml
 
 TOKEN = "hf_the_right_token"
-USER, ORGANIZATIONS = "someone", {"someone", "lab"}
+USER, ORGANIZATIONS = "my-name", {"my-name", "lab"}
 
 # What the Hub puts into a new repository, as far as models of this package need it
 GITATTRIBUTES = b"".join(
@@ -34,18 +35,33 @@ class Blob:
     is_large: bool = False
 
     @property
+    def size(self) -> int:
+        return len(self.data)
+
+    @property
     def sha256(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
 
     @property
     def pointer(self) -> bytes:
         """What git keeps of a large file."""
-        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n".encode()
+        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n".encode()
 
     @property
     def git_id(self) -> str:
         content = self.pointer if self.is_large else self.data
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class XetBlob(Blob):
+    """A large file that the client keeps in Xet storage, where the Hub itself does not look."""
+
+    def __init__(self, xet_hash: str, sha256: str, size: int) -> None:
+        super().__init__(b"", is_large=True)
+        self.xet_hash, self._sha256, self._size = xet_hash, sha256, size
+
+    size = property(lambda self: self._size)  # type: ignore[assignment]
+    sha256 = property(lambda self: self._sha256)  # type: ignore[assignment]
 
 
 @dataclass
@@ -101,12 +117,38 @@ class HubServer(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.large_files: dict[str, bytes] = {}
         self.unverified: dict[str, bytes] = {}
+        self.xet_folder: Path | None = None  # storage for clients that prefer Xet
         self.requests: list[str] = []  # "METHOD path"
         self.disturb: Callable[[str], None] = lambda request: None  # is called first, and may raise
         self.lock = threading.RLock()
 
+    def xet_files(self) -> dict[str, XetBlob]:
+        """
+        :return: files in Xet storage by SHA-256, from its shards. These are made of records of 48 bytes: for each file
+            its hash and the number of its parts, then these with their sizes, their checksums, and the SHA-256
+        """
+        blobs = {}
+        for path in self.xet_folder.rglob("shards/*.mdb") if self.xet_folder else []:
+            records = [path.read_bytes()[start : start + 48] for start in range(48, path.stat().st_size - 47, 48)]
+            while records and records[0][:32] != b"\xff" * 32:
+                _, n_parts = struct.unpack("<II", records[0][32:40])
+                parts = records[1 : 1 + n_parts]
+                size = sum(struct.unpack("<I", part[36:40])[0] for part in parts)
+                blob = XetBlob(xet_hex(records[0]), xet_hex(records[1 + 2 * n_parts]), size)
+                blobs[blob.sha256] = blob
+                records = records[2 + 2 * n_parts :]
+        return blobs
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of broken connections."""
+
+
+def xet_hex(record: bytes) -> str:
+    """
+    :param record: of a shard
+    :return: the hash that it begins with, as Xet writes it
+    """
+    return "".join(f"{number:016x}" for number in struct.unpack("<4Q", record[:32]))
 
 
 @contextmanager
@@ -134,6 +176,7 @@ ROUTES = {
     rf"POST /api/models/{NAME}/preupload/(?P<revision>[^/]+)": "preupload",
     rf"POST /api/models/{NAME}/commit/(?P<revision>[^/]+)": "commit",
     rf"POST /{NAME}\.git/info/lfs/objects/batch": "batch",
+    rf"GET /api/models/{NAME}/xet-(read|write)-token/(?P<revision>[^/]+)": "xet_token",
     r"PUT /storage/(?P<sha256>\w+)": "put_large_file",
     rf"POST /api/models/{NAME}/verify": "verify",
     rf"(HEAD|GET) /{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)": "resolve",
@@ -239,9 +282,11 @@ class Handler(BaseHTTPRequestHandler):
     def list_tree(self, repo_id: str, revision: str) -> None:
         entries: list[dict[str, Any]] = []
         for path, blob in self.find_commit(repo_id, revision).files.items():
-            entry = {"type": "file", "path": path, "oid": blob.git_id, "size": len(blob.data)}
+            entry = {"type": "file", "path": path, "oid": blob.git_id, "size": blob.size}
             if blob.is_large:
-                entry["lfs"] = {"oid": blob.sha256, "size": len(blob.data), "pointerSize": len(blob.pointer)}
+                entry["lfs"] = {"oid": blob.sha256, "size": blob.size, "pointerSize": len(blob.pointer)}
+            if isinstance(blob, XetBlob):
+                entry["xetHash"] = blob.xet_hash
             entries.append(entry)
         self.send_json(entries)
 
@@ -291,6 +336,12 @@ class Handler(BaseHTTPRequestHandler):
         self.server.large_files[item["oid"]] = data
         self.send_json({})
 
+    def xet_token(self, repo_id: str, revision: str) -> None:
+        self.find(repo_id)
+        values = {"casUrl": f"local://{self.server.xet_folder}", "accessToken": "any", "exp": 2**40}
+        names = ("X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration")
+        self.send(json.dumps(values).encode(), headers=dict(zip(names, map(str, values.values()), strict=True)))
+
     def commit(self, repo_id: str, revision: str) -> None:
         repository = self.find(repo_id, is_write=True)
         files = dict(self.find_commit(repo_id, revision).files)
@@ -303,9 +354,11 @@ class Handler(BaseHTTPRequestHandler):
             elif operation["key"] == "file":
                 files[value["path"]] = Blob(base64.b64decode(value["content"]))
             elif operation["key"] == "lfsFile":
-                if value["oid"] not in self.server.large_files:
+                blobs = {oid: Blob(data, is_large=True) for oid, data in self.server.large_files.items()}
+                blobs |= self.server.xet_files()
+                if value["oid"] not in blobs:
                     raise Refused(400, f"the large file {value['path']} was not uploaded")
-                files[value["path"]] = Blob(self.server.large_files[value["oid"]], is_large=True)
+                files[value["path"]] = blobs[value["oid"]]
             elif operation["key"] == "deletedFile":
                 del files[value["path"]]
             else:
@@ -322,7 +375,10 @@ class Handler(BaseHTTPRequestHandler):
             data = b"Entry not found"
             self.send(data, 404, {**headers, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
         elif blob.is_large:
-            headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.data))}
+            headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(blob.size)}
+            if isinstance(blob, XetBlob):
+                route = f"{self.server.url}/api/models/{repo_id}/xet-read-token/{commit.id}"
+                headers |= {"X-Xet-Hash": blob.xet_hash, "X-Xet-Refresh-Route": route}
             self.send(b"", 302, {**headers, "Location": f"{self.server.storage_url}/{blob.sha256}"})
         else:
             location = f"/api/resolve-cache/models/{repo_id}/{commit.id}/{quote(path)}"

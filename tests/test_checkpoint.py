@@ -468,6 +468,17 @@ def test_references_between_wrappers_stay_references() -> None:
     assert wrapper.base is wrapper.unwrapped and wrapper.shared is wrapper.unwrapped.shared
 
 
+def test_observations_keep_their_order_in_memory(algo: type[DAPO], tmp_path: Path) -> None:
+    """PyTorch chooses by it between convolutions that round differently."""
+    model = make_model(algo, "MultiInputPolicy", make_dict_env())
+    model.learn(64).save_checkpoint(tmp_path / "checkpoint")
+    image = model._last_obs["image"]  # turned from (height, width, channels)
+    assert image.strides != np.ascontiguousarray(image).strides
+    loaded = algo.load_checkpoint(tmp_path / "checkpoint", make_dict_env(), device="cpu")
+    assert_equal(loaded._last_obs, model._last_obs)
+    assert loaded._last_obs["image"].strides == image.strides
+
+
 def test_monitor_file_of_the_new_environment_is_kept(tmp_path: Path) -> None:
     def make(**settings: Any) -> VecEnv:
         return DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"), str(tmp_path / "x"), **settings)])

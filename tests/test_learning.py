@@ -60,6 +60,7 @@ def test_cartpole(algo: type[DAPO]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "settings",
     [

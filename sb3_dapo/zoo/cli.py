@@ -83,7 +83,7 @@ def call_plot(module: str, function: str) -> Callable[[], None]:
 
 
 class TrainParser(ArgumentParser):
-    """Arguments of the Zoo's `train`, with one more kind of vectorized environment."""
+    """Arguments of the Zoo's `train`, with one more kind of vectorized environment and a default TensorBoard log."""
 
     def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
         if "--vec-env" in names:
@@ -92,7 +92,15 @@ class TrainParser(ArgumentParser):
                 "choices": ["auto", "dummy", "subproc", "native"],
                 "help": "VecEnv type; native: Atari games in C++ threads; auto: native where it can be had, else dummy",
             }
+        if "--tensorboard-log" in names:
+            kwargs = {"help": "TensorBoard log dir (default: tensorboard in the log folder; '' for none)"}
         return super().add_argument(*names, **kwargs)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        parsed = super().parse_args(*args, **kwargs)
+        if parsed.tensorboard_log is None:
+            parsed.tensorboard_log = str(Path(parsed.log_folder, "tensorboard"))
+        return parsed
 
 
 def train() -> None:
@@ -126,6 +134,7 @@ COMMANDS = {
     "train": Command(train, "train an agent, or search hyperparameters (-optimize)", ALGO),
     "enjoy": Command(call("rl_zoo3.enjoy", "enjoy"), "watch a trained agent", (*ALGO, "--folder", LOG_FOLDER)),
     "record-video": Command(record_video, "record a trained agent as mp4", (*ALGO, "--folder", LOG_FOLDER)),
+    "plot": Command(call("sb3_dapo.zoo.plot", "plot"), "draw score, divergence, KL, ratios and reuse of a run"),
     "plot-train": Command(
         call_plot("rl_zoo3.plots", "plot_train"),
         "plot the scores of training episodes",

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import inspect
+import os
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
+from sb3_dapo.panels import TensorBoardPanels
 
 # Arguments that the Zoo gives to every algorithm itself
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
@@ -24,6 +26,9 @@ SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf", "divergence_coef")
 # Arguments of AtariWrapper, and of the environment, that AtariVecEnv has too
 NATIVE_WRAPPER_KWARGS = {"noop_max", "frame_skip", "screen_size", "terminal_on_life_loss", "clip_reward"}
 NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
+
+# File in the folder of a run that says where its TensorBoard log is, as the Zoo numbers the two independently
+TENSORBOARD_FILE = "tensorboard.txt"
 
 
 def conf_file(algo: str) -> str | None:
@@ -84,6 +89,26 @@ def atari_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any] | None:
     if isinstance(wrapper, dict) and len(wrapper) == 1:
         ((wrapper, kwargs),) = wrapper.items()
     return kwargs if wrapper == f"{AtariWrapper.__module__}.{AtariWrapper.__name__}" else None
+
+
+class TensorBoardFolder(BaseCallback):
+    """
+    Writes down which TensorBoard log belongs to a run.
+
+    :param run_path: folder of the run
+    """
+
+    def __init__(self, run_path: str) -> None:
+        super().__init__()
+        self.run_path = run_path
+
+    def _on_training_start(self) -> None:
+        # Relative to the run, so that the folder of all logs may be moved
+        path = os.path.relpath(str(self.logger.dir), self.run_path)
+        Path(self.run_path, TENSORBOARD_FILE).write_text(f"{path}\n")
+
+    def _on_step(self) -> bool:
+        return True
 
 
 class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
@@ -151,6 +176,14 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                 f"'native', which plays NoFrameskip games of Atari under AtariWrapper alone, with the arguments "
                 f"{', '.join(sorted(NATIVE_WRAPPER_KWARGS | NATIVE_ENV_KWARGS))}"
             )
+
+    def create_callbacks(self) -> None:
+        """Create the Zoo's callbacks and, if the run is logged to TensorBoard, those that `sb3-dapo plot` needs."""
+        super().create_callbacks()  # type: ignore[no-untyped-call]
+        if self.tensorboard_log is not None:
+            self.callbacks.append(TensorBoardFolder(self.save_path))
+            if self.is_own_algo:
+                self.callbacks.append(TensorBoardPanels())
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """

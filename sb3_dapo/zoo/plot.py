@@ -1,0 +1,174 @@
+"""The command `sb3-dapo plot`: how a run went, in one figure."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from huggingface_sb3 import EnvironmentName
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rl_zoo3.utils import ALGOS, get_latest_run_id, get_saved_hyperparams
+from stable_baselines3.common.monitor import get_monitor_files
+from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, ts2xy, window_func
+
+from sb3_dapo.panels import PANELS
+from sb3_dapo.zoo.exp_manager import TENSORBOARD_FILE
+
+# A curve of more points is drawn faintly, with the moving average over its 50th part on top
+MAX_POINTS = 200
+
+# Wrappers outside of `Monitor` that repeat an action, their argument for how often and its default
+FRAME_SKIPS = {
+    "stable_baselines3.common.atari_wrappers.AtariWrapper": ("frame_skip", 4),
+    "rl_zoo3.wrappers.FrameSkip": ("skip", 4),
+}
+
+Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # steps and values, shape (n_points,)
+
+
+def read_scalars(folder: Path) -> dict[str, Curve]:
+    """
+    :param folder: folder with TensorBoard's event files
+    :return: curve of every logged value
+    """
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    accumulator = EventAccumulator(str(folder), size_guidance={SCALARS: 0})  # 0: keep all
+    accumulator.Reload()
+    curves = {}
+    for key in accumulator.Tags()[SCALARS]:
+        events = accumulator.Scalars(key)
+        curves[key] = (np.array([event.step for event in events]), np.array([event.value for event in events]))
+    return curves
+
+
+def read_episodes(run_path: Path, frame_skip: int) -> Curve:
+    """
+    :param run_path: folder with the files of `Monitor`
+    :param frame_skip: frames per step of the agent, as `Monitor` counts frames
+    :return: steps so far at the end of each training episode, and its score
+    """
+    if not get_monitor_files(str(run_path)):
+        return np.zeros(0), np.zeros(0)
+    frames, scores = ts2xy(load_results(str(run_path)), X_TIMESTEPS)
+    return frames / frame_skip, scores
+
+
+def read_frame_skip(hyperparams: dict[str, Any]) -> int:
+    """
+    :param hyperparams: entry of a hyperparameter file
+    :return: steps of the environment per step of the agent: `Monitor` counts the former
+    """
+    wrappers = hyperparams.get("env_wrapper") or []
+    frame_skip = 1
+    for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
+        for name, kwargs in (wrapper if isinstance(wrapper, dict) else {wrapper: {}}).items():
+            argument, default = FRAME_SKIPS.get(name, ("", 1))
+            frame_skip *= (kwargs or {}).get(argument, default)
+    return frame_skip
+
+
+def draw_curve(axes: Axes, curve: Curve, label: str) -> None:
+    """
+    :param axes: where to draw
+    :param curve: what to draw
+    :param label: its name in the legend
+    """
+    steps, values = curve
+    if len(steps) <= MAX_POINTS:
+        axes.plot(steps, values, label=label)
+        return
+    (raw,) = axes.plot(steps, values, alpha=0.25, linewidth=0.8)
+    axes.plot(*window_func(steps, values, len(steps) // 50, np.mean), color=raw.get_color(), label=label)
+
+
+def draw_score(axes: Axes, run_path: Path, frame_skip: int) -> None:
+    """
+    :param axes: where to draw
+    :param run_path: folder of the run
+    :param frame_skip: frames per step of the agent
+    """
+    steps, scores = read_episodes(run_path, frame_skip)
+    if len(steps) > 0:
+        window = max(len(steps) // 50, min(len(steps), 10))
+        axes.scatter(steps, scores, s=3, alpha=0.25, linewidths=0, rasterized=True)
+        axes.plot(*window_func(steps, scores, window, np.mean), label=f"training, mean of {window} episodes")
+    path = run_path / "evaluations.npz"
+    if path.is_file():
+        evaluations = np.load(path)
+        results = evaluations["results"]  # (n_evaluations, n_episodes)
+        mean, std = results.mean(axis=1), results.std(axis=1)
+        (line,) = axes.plot(
+            evaluations["timesteps"], mean, marker="o", markersize=3, label=f"evaluation, {results.shape[1]} episodes"
+        )
+        axes.fill_between(evaluations["timesteps"], mean - std, mean + std, alpha=0.2, color=line.get_color())
+
+
+def plot_run(run_path: Path, tensorboard_path: Path, title: str, frame_skip: int = 1) -> Figure:
+    """
+    :param run_path: folder of the run, with the files of `Monitor` and of the evaluations
+    :param tensorboard_path: folder of its TensorBoard log
+    :param title: title of the figure
+    :param frame_skip: frames per step of the agent: 4 on Atari, where `Monitor` counts frames
+    :return: score, divergence, KL, ratios and reuse side by side. Panels of values that the algorithm does not log are
+        left out
+    """
+    curves = read_scalars(tensorboard_path)
+    panels = {name: [key for key in keys if key in curves] for name, keys in PANELS.items() if name != "Score"}
+    panels = {name: keys for name, keys in panels.items() if keys}
+    n_columns = min(len(panels) + 1, 3)
+    n_rows = -(-(len(panels) + 1) // n_columns)
+    figure = Figure(figsize=(4.6 * n_columns, 3.4 * n_rows), layout="constrained")
+    figure.suptitle(title)
+    all_axes = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    draw_score(all_axes[0], run_path, frame_skip)
+    for axes, keys in zip(all_axes[1:], panels.values(), strict=False):
+        for key in keys:
+            draw_curve(axes, curves[key], key)
+    for axes, name in zip(all_axes, ["Score", *panels], strict=False):
+        axes.set_title(name, fontsize="medium")
+        axes.set_xlim(left=0)
+        axes.set_xlabel("Timesteps")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    for axes in all_axes[len(panels) + 1 :]:
+        axes.set_axis_off()
+    return figure
+
+
+def plot() -> None:
+    """The command `sb3-dapo plot`."""
+    parser = argparse.ArgumentParser(
+        description="Draw how a run went, or goes: score, divergence, KL, ratios and reuse side by side."
+    )
+    parser.add_argument("--env", help="environment ID", type=EnvironmentName, default="CartPole-v1")
+    parser.add_argument("--algo", help="RL algorithm", default="dapo", choices=list(ALGOS))
+    parser.add_argument("-f", "--folder", help="log folder", default="logs")
+    parser.add_argument("--exp-id", help="experiment ID (default: 0: latest, -1: no exp folder)", type=int, default=0)
+    parser.add_argument("-tb", "--tensorboard", help="folder with the run's event files (default: where it was logged)")
+    parser.add_argument("-o", "--output", help="PNG file to write (default: panels.png in the folder of the run)")
+    args = parser.parse_args()
+
+    algo_path = Path(args.folder, args.algo)
+    exp_id = args.exp_id or get_latest_run_id(str(algo_path), args.env)
+    run_path = algo_path if exp_id < 0 else algo_path / f"{args.env}_{exp_id}"
+    if not run_path.is_dir():
+        parser.error(f"there is no run in {run_path}")
+    tensorboard_file = run_path / TENSORBOARD_FILE
+    if args.tensorboard is None and not tensorboard_file.is_file():
+        parser.error(f"{run_path} has no TensorBoard log: train without -tb '', or name its folder with -tb")
+    tensorboard_path = Path(args.tensorboard or os.path.normpath(run_path / tensorboard_file.read_text().strip()))
+    if not list(tensorboard_path.glob("*tfevents*")):
+        parser.error(f"there are no event files of TensorBoard in {tensorboard_path}")
+
+    hyperparams, _ = get_saved_hyperparams(str(run_path / args.env))
+    title = f"{args.algo.upper()} on {args.env.gym_id} ({run_path})"
+    output = Path(args.output or run_path / "panels.png")
+    plot_run(run_path, tensorboard_path, title, read_frame_skip(hyperparams)).savefig(output, dpi=120, format="png")
+    print(f"Saved {output}")
