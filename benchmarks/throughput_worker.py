@@ -7,6 +7,7 @@ Every peer runs this in its own virtual environment. So nothing is imported here
 import itertools
 import json
 import platform
+import resource
 import runpy
 import sys
 import tempfile
@@ -112,20 +113,23 @@ class Clock:
 
 def peak_memory_mb() -> float:
     """
-    :return: sum of the peak resident sets of this process and of those it has started, in MB. Memory that they share
-        counts for each
+    :return: the peak resident set of this process and what those hold that it has started, in MB; what several of
+        these share is divided between them
     """
-    total = 0
-    pending = [Path("/proc/self")]
+
+    def children(process: Path) -> list[Path]:
+        return [Path("/proc") / child for task in process.glob("task/*/children") for child in task.read_text().split()]
+
+    total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pending = children(Path("/proc/self"))
     while pending:
         process = pending.pop()
         try:
-            lines = (process / "status").read_text().splitlines()
-            children = [child for task in process.glob("task/*/children") for child in task.read_text().split()]
+            pending += children(process)
+            lines = (process / "smaps_rollup").read_text().splitlines()
         except OSError:  # it has ended
             continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-        pending += [Path("/proc") / child for child in children]
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1024
 
 
@@ -273,6 +277,7 @@ def cleanrl(settings: Settings, clock: Clock, script: str) -> dict[str, float | 
 
 def tianshou(settings: Settings, clock: Clock) -> dict[str, float | str]:
     """Tianshou's PPO, put together from its parts as in its Atari example."""
+    import ale_py  # noqa: F401  registers the games
     from tianshou.algorithm import PPO  # type: ignore[import-not-found]
     from tianshou.algorithm.modelfree.reinforce import DiscreteActorPolicy  # type: ignore[import-not-found]
     from tianshou.algorithm.optim import AdamOptimizerFactory  # type: ignore[import-not-found]

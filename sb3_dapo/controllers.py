@@ -30,14 +30,13 @@ class Controller(ABC):
         """
 
 
-class AdaptiveController(Controller):
+class TargetController(Controller):
     """
-    PPO's rule for an adaptive penalty (Schulman et al. 2017, section 4): double the coefficient when the divergence is
-    above 1.5 times its target, halve it when it is below the target divided by 1.5.
+    Base of the controllers that aim for a divergence.
 
     :param target: divergence aimed for, greater than 0
     :param initial: first coefficient, within the limits
-    :param minimum: smallest coefficient
+    :param minimum: smallest coefficient, greater than 0
     :param maximum: largest coefficient
     :raises ValueError: if a parameter is out of range
     """
@@ -57,24 +56,33 @@ class AdaptiveController(Controller):
     def __call__(self, progress_remaining: float) -> float:
         return self.coefficient
 
+    def _multiply(self, factor: float) -> None:
+        self.coefficient = min(max(self.coefficient * factor, self.minimum), self.maximum)
+
+
+class AdaptiveController(TargetController):
+    """
+    PPO's rule for an adaptive penalty (Schulman et al. 2017, section 4): double the coefficient when the divergence is
+    above 1.5 times its target, halve it when it is below the target divided by 1.5.
+
+    Parameters as in :class:`TargetController`.
+    """
+
     def update(self, divergence: float) -> None:
         if divergence > 1.5 * self.target:
-            self.coefficient = min(2 * self.coefficient, self.maximum)
+            self._multiply(2)
         elif divergence < self.target / 1.5:
-            self.coefficient = max(self.coefficient / 2, self.minimum)
+            self._multiply(0.5)
 
 
-class DualController(Controller):
+class DualController(TargetController):
     """
     Dual gradient ascent on the constraint "divergence at most ``target``": the coefficient is the Lagrange multiplier,
     and its logarithm moves by ``learning_rate * (divergence / target - 1)`` after each update.
 
-    :param target: bound on the divergence, greater than 0
-    :param initial: first coefficient, within the limits
+    Parameters as in :class:`TargetController`, and:
+
     :param learning_rate: step size, greater than 0
-    :param minimum: smallest coefficient
-    :param maximum: largest coefficient
-    :raises ValueError: if a parameter is out of range
     """
 
     def __init__(
@@ -85,24 +93,11 @@ class DualController(Controller):
         minimum: float = 1e-4,
         maximum: float = 1e4,
     ) -> None:
-        if not target > 0:
-            raise ValueError(f"`target` must be greater than 0, got {target}")
+        super().__init__(target, initial, minimum, maximum)
         if not learning_rate > 0:
             raise ValueError(f"`learning_rate` must be greater than 0, got {learning_rate}")
-        if not 0 < minimum <= initial <= maximum:
-            raise ValueError(
-                f"`initial` must lie between `minimum` and `maximum`, both greater than 0, got {initial}, "
-                f"{minimum} and {maximum}"
-            )
-        self.target = target
         self.learning_rate = learning_rate
-        self.minimum, self.maximum = minimum, maximum
-        self.coefficient = initial
-
-    def __call__(self, progress_remaining: float) -> float:
-        return self.coefficient
 
     def update(self, divergence: float) -> None:
         # a single update moves the coefficient by a factor e at most, whatever was measured
-        step = min(max(self.learning_rate * (divergence / self.target - 1), -1.0), 1.0)
-        self.coefficient = min(max(self.coefficient * math.exp(step), self.minimum), self.maximum)
+        self._multiply(math.exp(min(max(self.learning_rate * (divergence / self.target - 1), -1.0), 1.0)))

@@ -294,7 +294,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_dapo import DAPO
 
 model = DAPO.from_pretrained("{repo_id}", env="{env_id}")
-mean_reward, std_reward = evaluate_policy(model, model.get_env(), n_eval_episodes=10)
+mean_reward, std_reward = evaluate_policy(model, model.get_env())
 print(f"{{mean_reward:.2f}} +/- {{std_reward:.2f}}")"""
     return f"""\
 from sb3_dapo import DAPO

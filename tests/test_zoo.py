@@ -289,6 +289,49 @@ def test_training_goes_on_from_a_saved_agent(command, run_folder: Path) -> None:
     assert Path("logs/dapo/CartPole-v1_2/CartPole-v1.zip").is_file()
 
 
+class Killed(Exception):
+    """Ends training without any of the clean-up that an interrupt would cause."""
+
+
+@pytest.mark.parametrize("env_id, n_steps", [("CartPole-v1", 256), ("Pendulum-v1", 4096)])
+def test_resume_equals_an_uninterrupted_run(
+    command, monkeypatch: pytest.MonkeyPatch, env_id: str, n_steps: int
+) -> None:
+    """Rollouts are of `n_steps` steps. Pendulum's entry has gSDE, whose noise is drawn before each of them."""
+    run = ["train", "--env", env_id, "-n", str(3 * n_steps), "--seed", "3", "--save-freq", str(n_steps)]
+    run += ["--eval-freq", str(n_steps), "--eval-episodes", "1", "--verbose", "0"]
+    command(*run, "-f", "whole")
+
+    train = DAPO.train
+
+    def train_until_killed(self: DAPO) -> None:
+        if self.num_timesteps == 3 * n_steps:
+            raise Killed
+        train(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(DAPO, "train", train_until_killed)
+        command(*run, "-f", "cut")
+    assert "Resuming from" in command("train", "--env", env_id, "-f", "cut", "--resume")
+
+    runs = [Path(folder, "dapo", f"{env_id}_1") for folder in ("whole", "cut")]
+    whole, cut = (DAPO.load(run / f"{env_id}.zip", device="cpu") for run in runs)
+    assert cut.num_timesteps == whole.num_timesteps
+    for name, parameter in whole.policy.state_dict().items():
+        assert parameter.equal(cut.policy.state_dict()[name]), name
+    evaluations = [np.load(run / "evaluations.npz") for run in runs]
+    np.testing.assert_array_equal(evaluations[0]["results"], evaluations[1]["results"])
+    assert not Path("cut", "dapo", f"{env_id}_2").exists()
+
+
+def test_nothing_to_resume(command) -> None:
+    with pytest.raises(ValueError, match="there is no run of CartPole-v1"):
+        command("train", "--env", "CartPole-v1", "--resume")
+    command("train", "--env", "CartPole-v1", "-n", "256", "--eval-freq", "-1", "--verbose", "0")
+    with pytest.raises(ValueError, match=r"`--resume` needs a run with checkpoints \(--save-freq\)"):
+        command("train", "--env", "CartPole-v1", "--resume")
+
+
 def test_same_seed_same_agent(command) -> None:
     for _ in range(2):
         command("train", "--env", "CartPole-v1", "-n", "512", "--seed", "3", "--verbose", "0", "--eval-freq", "-1")

@@ -1,12 +1,14 @@
 """The `sb3-dapo` command: RL Zoo's commands with DAPO as their default algorithm."""
 
 import argparse
+import os
 import runpy
 import subprocess
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -96,11 +98,34 @@ class TrainParser(ArgumentParser):
             kwargs = {"help": "TensorBoard log dir (default: tensorboard in the log folder; '' for none)"}
         return super().add_argument(*names, **kwargs)
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        parsed = super().parse_args(*args, **kwargs)
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        super().add_argument(
+            "--resume",
+            action="store_true",
+            help="go on with the latest run of --env from its newest checkpoint (see --save-freq), to the same total "
+            "and with the same arguments unless others are given",
+        )
+        given, _ = self.parse_known_args(args)
+        if given.resume:
+            self.set_defaults(**saved_args(given))
+        parsed = super().parse_args(args, namespace)
         if parsed.tensorboard_log is None:
             parsed.tensorboard_log = str(Path(parsed.log_folder, "tensorboard"))
         return parsed
+
+
+def saved_args(given: argparse.Namespace) -> dict[str, Any]:
+    """
+    :param given: arguments that name a run
+    :return: the arguments of its latest run
+    """
+    import yaml
+
+    from sb3_dapo.zoo.exp_manager import latest_run
+
+    run = latest_run(f"{given.log_folder}/{given.algo}/", given.env)
+    saved: dict[str, Any] = yaml.unsafe_load((run / given.env / "args.yml").read_text())  # the Zoo saves objects
+    return {name: value for name, value in saved.items() if name not in ("resume", "log_folder")}
 
 
 def train() -> None:
@@ -111,9 +136,36 @@ def train() -> None:
         zoo_train()
 
 
+def enjoy() -> None:
+    """The Zoo's `enjoy`, which says nothing where it cannot open a window."""
+    has_display = not sys.platform.startswith("linux") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    if not has_display and not {"--no-render", "-h", "--help"} & set(sys.argv):
+        print("There is no display to watch on: 'sb3-dapo record-video' writes a video, --no-render only prints scores")
+    from rl_zoo3.enjoy import enjoy as zoo_enjoy
+
+    zoo_enjoy()
+
+
+class RecordVideoParser(ArgumentParser):
+    """Arguments of the Zoo's `record_video`, and one of ours."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_argument("--gif", action="store_true", help="write a GIF as well")
+
+
 def record_video() -> None:
     """The Zoo's `record_video`, which is a script. Its workers import the real `__main__`, so that stays in place."""
-    runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+    from sb3_dapo.zoo.video import VideoRecorder
+
+    recorder = partial(VideoRecorder, gif="--gif" in sys.argv)
+    with (
+        mock.patch.dict(
+            sys.modules, argparse=SimpleNamespace(**{**vars(argparse), "ArgumentParser": RecordVideoParser})
+        ),
+        mock.patch("stable_baselines3.common.vec_env.VecVideoRecorder", recorder),
+    ):
+        runpy.run_module("rl_zoo3.record_video", run_name="__main__")
 
 
 def benchmark() -> None:
@@ -132,8 +184,8 @@ def benchmark() -> None:
 
 COMMANDS = {
     "train": Command(train, "train an agent, or search hyperparameters (-optimize)", ALGO),
-    "enjoy": Command(call("rl_zoo3.enjoy", "enjoy"), "watch a trained agent", (*ALGO, "--folder", LOG_FOLDER)),
-    "record-video": Command(record_video, "record a trained agent as mp4", (*ALGO, "--folder", LOG_FOLDER)),
+    "enjoy": Command(enjoy, "watch a trained agent", (*ALGO, "--folder", LOG_FOLDER)),
+    "record-video": Command(record_video, "record a trained agent as mp4 or GIF", (*ALGO, "--folder", LOG_FOLDER)),
     "plot": Command(call("sb3_dapo.zoo.plot", "plot"), "draw score, divergence, KL, ratios and reuse of a run"),
     "plot-train": Command(
         call_plot("rl_zoo3.plots", "plot_train"),

@@ -5,17 +5,22 @@ import difflib
 import inspect
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
 import rl_zoo3.exp_manager
-from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
+from rl_zoo3.utils import ALGOS, SimpleLinearSchedule, get_latest_run_id
 from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_dapo import DAPO
+from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
 
@@ -23,12 +28,27 @@ from sb3_dapo.panels import TensorBoardPanels
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
 # Arguments that may be scheduled. The Zoo alone would pass the last one's text on as it is.
 SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf", "divergence_coef")
+# The Zoo's: `enjoy --load-checkpoint` looks for files of this name
+CHECKPOINT_PREFIX = "rl_model"
 # Arguments of AtariWrapper, and of the environment, that AtariVecEnv has too
 NATIVE_WRAPPER_KWARGS = {"noop_max", "frame_skip", "screen_size", "terminal_on_life_loss", "clip_reward"}
 NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
 
 # File in the folder of a run that says where its TensorBoard log is, as the Zoo numbers the two independently
 TENSORBOARD_FILE = "tensorboard.txt"
+
+
+def latest_run(log_path: str, env_name: str) -> Path:
+    """
+    :param log_path: folder of an algorithm's runs
+    :param env_name: environment
+    :return: folder of its latest run
+    :raises ValueError: if there is none
+    """
+    run_id = get_latest_run_id(log_path, env_name)
+    if run_id == 0:
+        raise ValueError(f"there is no run of {env_name} in {log_path}")
+    return Path(log_path, f"{env_name}_{run_id}")
 
 
 def conf_file(algo: str) -> str | None:
@@ -130,10 +150,65 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             zoo_kwargs["vec_env_type"] = "dummy"
         super().__init__(args, algo, *zoo_args, **zoo_kwargs)
         self.native_kwargs: dict[str, Any] | None = None  # arguments of AtariVecEnv, if it is used
+        self.checkpoint = self._find_checkpoint() if getattr(args, "resume", False) else None
         own_file = conf_file(algo)
         self.is_own_algo = own_file is not None
         if own_file is not None and zoo_kwargs.get("config") is None:
             self.config = own_file
+
+    def _find_checkpoint(self) -> Path:
+        """
+        Go on in the folder of the latest run instead of a new one.
+
+        :return: the newest checkpoint there
+        :raises ValueError: if there is none
+        """
+        self.save_path = str(latest_run(self.log_path, self.env_name))
+        self.params_path = f"{self.save_path}/{self.env_name}"
+        checkpoint = latest_checkpoint(self.save_path, CHECKPOINT_PREFIX)
+        if checkpoint is None:
+            raise ValueError(
+                f"`--resume` needs a run with checkpoints (--save-freq), there are none in {self.save_path}"
+            )
+        self.continue_training = True
+        return checkpoint
+
+    def create_callbacks(self) -> None:
+        """
+        Create the Zoo's callbacks, with checkpoints that training goes on from exactly for an algorithm of this
+        package, and, if the run is logged to TensorBoard, what `sb3-dapo plot` needs.
+        """
+        save_freq = self.save_freq
+        if self.is_own_algo:
+            self.save_freq = -1
+        super().create_callbacks()  # type: ignore[no-untyped-call]
+        if self.is_own_algo and save_freq > 0:
+            self.callbacks.append(
+                CheckpointCallback(
+                    save_freq, self.save_path, keep_last=None, name_prefix=CHECKPOINT_PREFIX, reset_envs=None
+                )
+            )
+        if self.tensorboard_log is not None:
+            self.callbacks.append(TensorBoardFolder(self.save_path))
+            if self.is_own_algo:
+                self.callbacks.append(TensorBoardPanels())
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        if self.checkpoint is None:
+            return super()._load_pretrained_agent(hyperparams, env)
+        print(f"Resuming from {self.checkpoint}")
+        return DAPO.load_checkpoint(self.checkpoint, env, self.device, tensorboard_log=self.tensorboard_log)
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        :param model: a new model, or one to resume, which is trained to the same total
+        """
+        if self.checkpoint is None:
+            super().learn(model)
+        else:
+            # What the Zoo asks of a model here
+            resumed = SimpleNamespace(learn=partial(learn_until, model), env=model.env)
+            super().learn(resumed)  # type: ignore[arg-type]
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[
         dict[str, Any],
@@ -177,14 +252,6 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                 f"{', '.join(sorted(NATIVE_WRAPPER_KWARGS | NATIVE_ENV_KWARGS))}"
             )
 
-    def create_callbacks(self) -> None:
-        """Create the Zoo's callbacks and, if the run is logged to TensorBoard, those that `sb3-dapo plot` needs."""
-        super().create_callbacks()  # type: ignore[no-untyped-call]
-        if self.tensorboard_log is not None:
-            self.callbacks.append(TensorBoardFolder(self.save_path))
-            if self.is_own_algo:
-                self.callbacks.append(TensorBoardPanels())
-
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
         :param n_envs: number of environments
@@ -192,6 +259,10 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         :param no_log: whether to write no monitor files
         :return: vectorized environment, with all wrappers
         """
+        if self.checkpoint is not None and not eval_env and not no_log:
+            # Otherwise new ones would take their place
+            for path in Path(self.save_path).glob("[0-9]*.monitor.csv"):
+                path.rename(path.with_name(f"before_{self.checkpoint.stem}_{path.name}"))
         if self.native_kwargs is None:
             return super().create_envs(n_envs, eval_env, no_log)
         from sb3_dapo.atari_vec_env import AtariVecEnv

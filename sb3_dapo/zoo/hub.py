@@ -329,7 +329,7 @@ def run_program(run: Run, repo_id: str, is_deterministic: bool) -> str:
     lines = [f"env = {function}({', '.join(arguments)})"]
     lines += [f"env = VecFrameStack(env, n_stack={n_stack})"] if n_stack else []
     lines += [f'model = DAPO.from_pretrained("{repo_id}", env=env)']
-    call = f"evaluate_policy(model, model.get_env(), n_eval_episodes=10, deterministic={is_deterministic})"
+    call = f"evaluate_policy(model, model.get_env(), deterministic={is_deterministic})"
     lines += [f"mean_reward, std_reward = {call}", 'print(f"{mean_reward:.2f} +/- {std_reward:.2f}")']
     return "\n".join([*imports, "", *lines])
 

@@ -122,21 +122,23 @@ def plot_run(run_path: Path, tensorboard_path: Path, title: str, frame_skip: int
     panels = {name: keys for name, keys in panels.items() if keys}
     n_columns = min(len(panels) + 1, 3)
     n_rows = -(-(len(panels) + 1) // n_columns)
-    figure = Figure(figsize=(4.6 * n_columns, 3.4 * n_rows), layout="constrained")
+    figure = Figure(figsize=(4.6 * n_columns, 3.5 * n_rows), layout="constrained")
     figure.suptitle(title)
-    all_axes = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    all_axes = list(figure.subplots(n_rows, n_columns, sharex=True, squeeze=False).flat)
     draw_score(all_axes[0], run_path, frame_skip)
     for axes, keys in zip(all_axes[1:], panels.values(), strict=False):
         for key in keys:
-            draw_curve(axes, curves[key], key)
+            draw_curve(axes, curves[key], key.removeprefix("train/"))
     for axes, name in zip(all_axes, ["Score", *panels], strict=False):
-        axes.set_title(name, fontsize="medium")
+        axes.set_title(name, fontsize="medium", pad=20)
         axes.set_xlim(left=0)
         axes.set_xlabel("Timesteps")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.tick_params(labelbottom=True)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if axes.get_legend_handles_labels()[0]:  # no episode may have ended yet
+            axes.legend(fontsize="small", ncols=3, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.98))
     for axes in all_axes[len(panels) + 1 :]:
         axes.set_axis_off()
     return figure

@@ -1,0 +1,67 @@
+"""Videos at the speed of the game, as mp4 and as GIF."""
+
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from stable_baselines3.common.vec_env import VecEnv, VecVideoRecorder
+
+# Frames per second of the console, of which ale_py's metadata tell half
+ATARI_FPS = 60
+# Games of a few pixels, such as MinAtar's 10 x 10, are enlarged to at least this
+MIN_HEIGHT = 160
+MAX_GIF_FPS = 25
+
+
+def visible(frame: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """
+    :param frame: shape ``(height, width, 3)``, bytes, or numbers from 0 to 1 as MinAtar gives
+    :return: bytes, with pixels repeated if there are only a few
+    """
+    if np.issubdtype(frame.dtype, np.floating):
+        frame = (255 * frame).astype(np.uint8)
+    scale = ceil(MIN_HEIGHT / len(frame))
+    return frame.repeat(scale, axis=0).repeat(scale, axis=1) if scale > 1 else frame
+
+
+class VideoRecorder(VecVideoRecorder):
+    """
+    SB3's recorder, which takes one frame per step of the agent, played at the speed of the game where a step is several
+    frames, as on Atari.
+
+    :param venv: environment
+    :param args: as in SB3
+    :param gif: write a GIF beside the mp4
+    :param kwargs: as in SB3
+    """
+
+    frames_per_sec: Any  # a number
+
+    def __init__(self, venv: VecEnv, *args: Any, gif: bool = False, **kwargs: Any) -> None:
+        super().__init__(venv, *args, **kwargs)
+        self.gif = gif
+        if venv.has_attr("_frameskip"):  # ale_py's; (2, 5) is 2 to 4
+            frame_skip = venv.get_attr("_frameskip")[0]
+            self.frames_per_sec = ATARI_FPS / (frame_skip if isinstance(frame_skip, int) else (sum(frame_skip) - 1) / 2)
+        if venv.has_attr("_skip"):  # SB3's MaxAndSkipEnv and the Zoo's FrameSkip
+            self.frames_per_sec /= venv.get_attr("_skip")[0]
+
+    def _capture_frame(self) -> None:
+        super()._capture_frame()
+        if self.recorded_frames:
+            self.recorded_frames[-1] = visible(self.recorded_frames[-1])
+
+    def _stop_recording(self) -> None:
+        has_frames = len(self.recorded_frames) > 0
+        super()._stop_recording()
+        if self.gif and has_frames:
+            from moviepy import VideoFileClip
+
+            path = Path(self.video_path).with_suffix(".gif")
+            print(f"Saving GIF to {path}")
+            # GIFs count time in hundredths of a second
+            fps = 100 / ceil(100 / min(self.frames_per_sec, MAX_GIF_FPS))
+            with VideoFileClip(self.video_path) as clip:
+                clip.write_gif(str(path), fps=fps, logger=None)
