@@ -7,7 +7,7 @@
 # Other games, budgets and algorithms: make train ENV=PongNoFrameskip-v4 STEPS=2000000 ALGO=ppo SEED=1
 
 ENV = RoadRunnerNoFrameskip-v4
-STEPS = 180000
+STEPS = 150000
 ALGO = dapo
 SEED = 0
 
