@@ -128,7 +128,8 @@ def _env_layers(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
 
 
 def _class_names(layers: list[Any]) -> list[str]:
-    return [type(layer).__name__ for layer in layers]
+    # RL Zoo, where it is imported, makes gymnasium use its PatchedTimeLimit for TimeLimit
+    return [type(layer).__name__.removeprefix("Patched") for layer in layers]
 
 
 def _get_state(layer: Layer) -> dict[str, Any]:

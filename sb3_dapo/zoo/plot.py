@@ -18,8 +18,9 @@ from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, 
 from sb3_dapo.panels import PANELS
 from sb3_dapo.zoo.exp_manager import TENSORBOARD_FILE
 
-# A curve of more points is drawn faintly, with the moving average over its 50th part on top
+# An estimate of more points is drawn faintly, with the moving average over its 50th part on top
 MAX_POINTS = 200
+EXACT = {"train/policy_lag", "train/divergence_coef"}  # what is set and not estimated
 
 # Wrappers outside of `Monitor` that repeat an action, their argument for how often and its default
 FRAME_SKIPS = {
@@ -72,18 +73,21 @@ def read_frame_skip(hyperparams: dict[str, Any]) -> int:
     return frame_skip
 
 
-def draw_curve(axes: Axes, curve: Curve, label: str) -> None:
+def draw_curve(axes: Axes, curve: Curve, key: str) -> None:
     """
     :param axes: where to draw
     :param curve: what to draw
-    :param label: its name in the legend
+    :param key: name that it is logged by
     """
     steps, values = curve
-    if len(steps) <= MAX_POINTS:
+    label = key.removeprefix("train/")
+    if key in EXACT or len(steps) <= MAX_POINTS:
         axes.plot(steps, values, label=label)
-        return
-    (raw,) = axes.plot(steps, values, alpha=0.25, linewidth=0.8)
-    axes.plot(*window_func(steps, values, len(steps) // 50, np.mean), color=raw.get_color(), label=label)
+    else:
+        (raw,) = axes.plot(steps, values, alpha=0.25, linewidth=0.8)
+        axes.plot(*window_func(steps, values, len(steps) // 50, np.mean), color=raw.get_color(), label=label)
+    if key == "train/divergence_coef" and 0 < values.min() and np.median(values) < values.max() / 20:
+        axes.set_yscale("log")  # a controller's: most of it would look like 0
 
 
 def draw_score(axes: Axes, run_path: Path, frame_skip: int) -> None:
@@ -128,7 +132,7 @@ def plot_run(run_path: Path, tensorboard_path: Path, title: str, frame_skip: int
     draw_score(all_axes[0], run_path, frame_skip)
     for axes, keys in zip(all_axes[1:], panels.values(), strict=False):
         for key in keys:
-            draw_curve(axes, curves[key], key.removeprefix("train/"))
+            draw_curve(axes, curves[key], key)
     for axes, name in zip(all_axes, ["Score", *panels], strict=False):
         axes.set_title(name, fontsize="medium", pad=20)
         axes.set_xlim(left=0)

@@ -1,0 +1,165 @@
+"""The examples run, with fewer steps, and do what they say."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+
+import pytest
+import torch as th
+from gymnasium.utils.env_checker import check_env
+
+from sb3_dapo.panels import PANELS
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, where the examples write."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(name: str) -> dict[str, Any]:
+    """
+    :param name: of an example
+    :return: what it defines
+    """
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+def numbers(line: str) -> list[float]:
+    """
+    :param line: of output
+    :return: the numbers in it
+    """
+    return [float(number.replace(",", "")) for number in re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?", line)]
+
+
+def test_every_example_is_tested_and_listed() -> None:
+    page = (EXAMPLES.parent / "docs/examples.md").read_text()
+    tests = Path(__file__).read_text()
+    for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]:
+        assert f"../examples/{path.name}" in page
+        assert f'"{path.stem}"' in tests or f'"{path.name}"' in tests
+
+
+def test_five_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    load("five_lines")  # as it is: there is nothing to set
+    score, _, best = numbers(capsys.readouterr().out)
+    assert score > 200 and best == 500  # a random policy gets 22
+    code = (EXAMPLES / "five_lines.py").read_text().split('"""')[2]
+    assert len([line for line in code.splitlines() if line]) == 5
+
+
+def test_reuse(capsys: pytest.CaptureFixture[str]) -> None:
+    load("reuse")["main"](steps=2_048, seeds=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [numbers(line) for line in lines if line.startswith("K =")] == [[1, 2, 2], [1, 8, 8], [4, 2, 8]]
+    assert [numbers(line)[0] for line in lines if line.startswith("  data")] == [0, 0, 1.5]
+
+
+def test_custom_divergence(capsys: pytest.CaptureFixture[str]) -> None:
+    example = load("custom_divergence")
+    example["main"](steps=1_024)
+    assert numbers(capsys.readouterr().out.splitlines()[2]) == [-1, -0.2, 0, 0.2, 2]
+    # f is the derivative of the divergence that its docstring gives
+    probabilities = th.tensor([0.2, 0.3, 0.5], dtype=th.float64, requires_grad=True)
+    behavior = th.tensor([0.4, 0.4, 0.2], dtype=th.float64)
+    ((probabilities - behavior).square() / behavior).sum().backward()
+    f = example["ChiSquared"]()(probabilities.detach().log(), behavior.log())
+    th.testing.assert_close(f, probabilities.grad)
+
+
+def test_controller(capsys: pytest.CaptureFixture[str]) -> None:
+    example = load("controller")
+    example["main"](steps=4_096)
+    rows = [numbers(line) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert len(rows) == 7 and all(len(row) == 3 for row in rows)
+    assert len({coefficient for _, coefficient, _ in rows}) > 1
+    controller = example["ProportionalController"](target=0.01, initial=1.0, gain=0.5)
+    controller.update(0.04)
+    assert controller(1.0) == pytest.approx(2)
+    controller.update(0.0025)
+    assert controller(1.0) == pytest.approx(1)
+
+
+def test_dict_observations(capsys: pytest.CaptureFixture[str]) -> None:
+    example = load("dict_observations")
+    env = example["Courier"]()
+    check_env(env, skip_render_check=True)
+    env.reset(seed=0)
+    env.position[:], env.parcel[:] = (3, 4), (3, 5)  # home is (3, 3)
+    steps = [env.step(action)[1:3] for action in (0, 1, 1)]
+    assert steps == [(1, False), (0, False), (1, True)]
+    example["main"](steps=2_048)
+    assert capsys.readouterr().out.startswith("An observation: {'carries': 0, 'parcel': [")
+
+
+@pytest.mark.slow
+def test_dict_observations_are_learnt(capsys: pytest.CaptureFixture[str]) -> None:
+    load("dict_observations")["main"]()
+    before, steps, after, best = numbers(capsys.readouterr().out.splitlines()[1])
+    assert before < 1 and steps < 70_000 and best == 2
+    assert after > 1.8
+
+
+def test_vec_normalize(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mujoco")
+    load("vec_normalize")["main"](steps=2_048)
+    centres, score = capsys.readouterr().out.splitlines()
+    assert len(numbers(centres)) == 4 and any(numbers(centres))
+    assert re.fullmatch(r"InvertedPendulum-v5 after 2,048 steps: \d+ \+/- \d+ of 1000", score)
+
+
+def test_callbacks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    load("callbacks")["main"](steps=3_072)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12 and numbers(lines[-3])[0] == 3_040
+    assert Path("logs/callbacks/best_model.zip").is_file()
+    accumulator = EventAccumulator("logs/callbacks/DAPO_1").Reload()
+    assert {"rollout/share_right", "eval/mean_reward"} <= set(accumulator.Tags()["scalars"])
+    assert 0 < accumulator.Scalars("rollout/share_right")[0].value < 1
+    # The panels hold nothing that is not logged
+    assert {key for keys in PANELS.values() for key in keys} <= set(accumulator.Tags()["scalars"])
+    assert "custom_scalars__config__" in accumulator.Tags()["tensors"]
+
+
+def test_tune(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    load("tune")["main"](steps=2_048, n_trials=2)
+    *trials, best = capsys.readouterr().out.splitlines()
+    scores = {numbers(trial)[-1]: trial.split(": ")[1] for trial in trials}
+    assert len(trials) == 2
+    assert best == f"The best of 2 trials scores {max(scores):.0f}: {scores[max(scores)]}"
+
+
+def test_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("minatar")
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    cells = json.loads((EXAMPLES / "minatar.ipynb").read_text())["cells"]
+    settings, *code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {}
+    exec(settings, names)
+    names["STEPS"], names["SEEDS"] = 2_048, 1
+    for source in code:
+        exec(source, names)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    score, kl = plt.gcf().axes
+    # A line for the mean and one for the run
+    assert [len(axes.lines) for axes in (score, kl)] == [4, 6]
+    assert all(len(line.get_xdata()) == 2 for line in (*score.lines, *kl.lines))
+    plt.close("all")
+    # What is shown on the page was made by the code beside it
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert (EXAMPLES / "minatar.ipynb").stat().st_size < 200_000
