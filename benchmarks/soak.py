@@ -40,7 +40,7 @@ FORKSERVER = mp.get_context("forkserver")
 N_CHECKPOINTS = 20  # per run
 P_FAULT = 0.3  # share of the starts in which a fault is injected; the others end with a kill
 P_DAMAGE = 0.1  # share of the starts before which the latest checkpoint is damaged
-TIMEOUT = 600.0  # seconds after which a training process is thought to hang
+TIMEOUT = 1800.0  # seconds after which a training process is thought to hang
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -184,7 +184,9 @@ def digest(model: DAPO) -> str:
 
     add(model.get_parameters())
     add(model.rollout_buffer.state_dict())
-    add(get_random_states(model.device))
+    # A run that is resumed at its very end begins no rollout, so the generators are not set any more
+    resumption = model._resumption
+    add(get_random_states(model.device) if resumption is None else resumption.random_states)
     add([model.num_timesteps, model._n_updates, model._last_obs, [info["r"] for info in model.ep_info_buffer]])
     normalization = model.get_vec_normalize_env()
     if normalization is not None:

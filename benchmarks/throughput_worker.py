@@ -357,7 +357,11 @@ def torchrl(settings: Settings, clock: Clock) -> dict[str, float | str]:
         def __init__(self) -> None:
             super().__init__()
             self.convolutions = ConvNet(
-                in_features=4, num_cells=[32, 64, 64], kernel_sizes=[8, 4, 3], strides=[4, 2, 1], activation_class=th.nn.ReLU
+                in_features=4,
+                num_cells=[32, 64, 64],
+                kernel_sizes=[8, 4, 3],
+                strides=[4, 2, 1],
+                activation_class=th.nn.ReLU,
             )
             self.linear = th.nn.Sequential(th.nn.Linear(3136, 512), th.nn.ReLU())
 
@@ -512,9 +516,7 @@ def machine(settings: Settings, clock: Clock) -> dict[str, float | str]:
     }
 
 
-FUNCTIONS = {
-    function.__name__: function for function in (sb3, cleanrl, tianshou, torchrl, sample_factory, machine)
-}
+FUNCTIONS = {function.__name__: function for function in (sb3, cleanrl, tianshou, torchrl, sample_factory, machine)}
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """
 Does an update of DAPO cost what one of SB3's PPO costs? Environment steps per second, in alternating runs.
 
-    python benchmarks/update_cost.py            # all tasks; rewrites results/update_cost.csv
-    python benchmarks/update_cost.py --tasks cartpole --runs 9
+    python benchmarks/update_cost.py            # all tasks; rewrites results/update_cost.csv and update_cost.md
+    python benchmarks/update_cost.py --tasks cartpole --runs 9 --output /tmp/cost.csv
+    python benchmarks/update_cost.py --report   # only update_cost.md, from update_cost.csv
 
 Both algorithms have PPO's settings and keep one rollout (K = 1). DAPO is measured as it is by default, and as PPO's
 special case, where it computes what PPO does.
@@ -14,6 +15,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 from sb3_dapo import DAPO
 
 RESULTS = Path(__file__).parent / "results" / "update_cost.csv"
+COLUMNS = ["task", "contestant", "run", "steps_per_s", "machine"]
 CONTESTANTS: dict[str, tuple[type[PPO], dict[str, Any]]] = {
     "PPO": (PPO, {}),
     "DAPO": (DAPO, {}),
@@ -65,32 +68,58 @@ def steps_per_second(task: str, contestant: str) -> float:
     return n_steps / elapsed
 
 
+def measure(tasks: Sequence[str], n_runs: int) -> Iterator[dict[str, Any]]:
+    """
+    :param tasks: keys of ``TASKS``
+    :param n_runs: of each contestant
+    :return: a row for each run, the contestants taking turns
+    """
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {th.__version__}"
+    for task in tasks:
+        for run in range(1, n_runs + 1):
+            for name in CONTESTANTS:
+                speed = f"{steps_per_second(task, name):.1f}"
+                yield {"task": task, "contestant": name, "run": run, "steps_per_s": speed, "machine": machine}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """
+    :param rows: of all runs
+    :return: a Markdown table of the medians
+    """
+    speeds: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        speeds.setdefault((row["task"], row["contestant"]), []).append(float(row["steps_per_s"]))
+    lines = ["| task | contestant | steps/s, median | ratio to PPO, median | runs |", "| --- | --- | --: | --: | --: |"]
+    for (task, name), values in speeds.items():
+        # of each round by itself, as the speed of a machine drifts
+        ratios = [value / ppo for value, ppo in zip(values, speeds[task, "PPO"], strict=True)]
+        median, ratio = statistics.median(values), statistics.median(ratios)
+        lines.append(f"| {task} | {name} | {median:,.0f} | {ratio:.2f} | {len(values)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Measure, write the runs, print the medians."""
+    """Measure, write the runs and the table of the medians, print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--runs", type=int, default=5, help="of each contestant (default: 5)")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--report", action="store_true", help="only write the table, from what is in the output")
     args = parser.parse_args()
 
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {th.__version__}"
-    rows = []
-    print("| task | contestant | steps/s, median | ratio to PPO, median | runs |\n| --- | --- | --: | --: | --: |")
-    for task in args.tasks:
-        speeds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-        for run in range(args.runs):
-            for name in CONTESTANTS:
-                speeds[name].append(steps_per_second(task, name))
-                rows.append([task, name, run + 1, f"{speeds[name][-1]:.1f}", machine])
-        for name, values in speeds.items():
-            # of each round by itself, as the speed of a machine drifts
-            ratios = [value / ppo for value, ppo in zip(values, speeds["PPO"], strict=True)]
-            median, ratio = statistics.median(values), statistics.median(ratios)
-            print(f"| {task} | {name} | {median:.0f} | {ratio:.2f} | {args.runs} |", flush=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["task", "contestant", "run", "steps_per_s", "machine"])
-        writer.writerows(rows)
+    if not args.report:
+        with args.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            for row in measure(args.tasks, args.runs):
+                writer.writerow(row)
+                file.flush()
+                print(f"{row['task']:10} {row['contestant']:26} {float(row['steps_per_s']):7.0f} steps/s", flush=True)
+    with args.output.open(newline="") as file:
+        text = table(list(csv.DictReader(file)))
+    args.output.with_suffix(".md").write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-
 import pytest
 import torch as th
 from gymnasium.utils.env_checker import check_env
