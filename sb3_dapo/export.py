@@ -590,8 +590,8 @@ def _check_tensors(file_name: str, tensors: Tensors, expected: Tensors) -> None:
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:
         raise ExportError(f"{file_name} lacks tensors: {short(missing)}, and has others: {short(unknown)}")
-    for name, tensor in tensors.items():
-        shape, dtype = expected[name].shape, expected[name].dtype
+    for name, wanted in expected.items():
+        tensor, shape, dtype = tensors[name], wanted.shape, wanted.dtype
         if tensor.shape != shape or tensor.dtype != dtype:
             raise ExportError(
                 f"{file_name}: {short(name)} must be of shape {tuple(shape)} and {dtype}, "

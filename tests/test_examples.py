@@ -138,6 +138,7 @@ def test_tune(capsys: pytest.CaptureFixture[str]) -> None:
     assert best == f"The best of 2 trials scores {max(scores):.0f}: {scores[max(scores)]}"
 
 
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
 def test_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("minatar")
     import matplotlib
