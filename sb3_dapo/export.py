@@ -590,7 +590,7 @@ def _check_tensors(file_name: str, tensors: Tensors, expected: Tensors) -> None:
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:
         raise ExportError(f"{file_name} lacks tensors: {short(missing)}, and has others: {short(unknown)}")
-    for name, wanted in expected.items():
+    for name, wanted in sorted(expected.items()):
         tensor, shape, dtype = tensors[name], wanted.shape, wanted.dtype
         if tensor.shape != shape or tensor.dtype != dtype:
             raise ExportError(

@@ -789,7 +789,7 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ("not_exported", "policy", "`not_exported` must be list"),
     ("not_exported", [["policy"]], r"`not_exported\[0\]` must be str"),
     # a network that does not fit, or is too large
-    ("policy_kwargs.net_arch", [17], r"must be of shape \(17,"),
+    ("policy_kwargs.net_arch", [17], r"'action_net.weight' must be of shape \(2, 17\)"),
     ("policy_kwargs.net_arch", [16, 16], "lacks tensors"),
     ("policy_kwargs.net_arch", {"pi": [16]}, "lacks tensors"),
     ("policy_kwargs.net_arch", {"pi": [16], "qf": [16]}, "must have the entries 'pi' and 'vf'"),
