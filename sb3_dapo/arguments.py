@@ -40,11 +40,13 @@ def check_arguments(model: "DAPO") -> None:
         model.policy_loss in ("clip", "plain", "clip_augmented"),
         "'clip', 'plain' or 'clip_augmented'",
     )
+    center = model.clip_center
+    check("clip_center", center, center in ("behavior", "old"), "'behavior' or 'old'")
     normalize = model.normalize_advantage
     check("normalize_advantage", normalize, isinstance(normalize, bool) or normalize == "rms", "True, False or 'rms'")
     check("nonfinite", model.nonfinite, model.nonfinite in ("raise", "skip"), "'raise' or 'skip'")
     check("fast", model.fast, model.fast is None or isinstance(model.fast, bool), "True, False or None")
-    for name in ("exact_targets", "optimize_memory_usage", "autocast", "compile"):
+    for name in ("exact_targets", "optimize_memory_usage", "autocast", "overlap", "compile"):
         check(name, getattr(model, name), isinstance(getattr(model, name), bool), "True or False")
     is_cnn = issubclass(model.policy_class, CnnPolicy)
     check("autocast", model.autocast, is_cnn or not model.autocast, "False for policies other than CnnPolicy")

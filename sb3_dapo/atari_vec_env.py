@@ -25,6 +25,7 @@ except ImportError as error:
 NOOP, FIRE = 0, 1  # their places in the action set; most games have FIRE
 NUM_SEEDS = 2**31  # the emulator's seeds are non-negative 32-bit integers
 NO_LIMIT = 2**30  # more frames than any game lasts
+ALL = slice(None)
 
 # What the registration of a game may set for `AtariVectorEnv` to be able to play it.
 SUPPORTED_KWARGS = {"game", "repeat_action_probability", "full_action_space", "frameskip", "max_num_frames_per_episode"}
@@ -332,7 +333,7 @@ class AtariVecEnv(VecEnv):
         self.clip_reward = clip_reward
         self._exact_pixels = exact_pixels
         self._observations = np.zeros((n_envs, *observation_space.shape), np.uint8)
-        self._actions_sent = False
+        self._are_sent = np.zeros(n_envs, np.bool_)  # the games that have an action whose outcome is not received
         # The wrappers whose work is done, on AtariWrapper's conditions
         in_effect = {
             Monitor: True,
@@ -355,8 +356,8 @@ class AtariVecEnv(VecEnv):
         :return: the first observations, (n_envs, n_stack, screen_size, screen_size)
         """
         self._check_open()
-        if self._actions_sent:
-            self.step_wait()
+        for index in np.flatnonzero(self._are_sent):
+            self.receive(slice(index, index + 1))
         self._observations = np.zeros_like(self._observations)
         for game, seed in zip(self._games, self._seeds, strict=True):
             game.reset(None if seed is None else seed % NUM_SEEDS)
@@ -372,17 +373,7 @@ class AtariVecEnv(VecEnv):
 
         :param actions: integers, (n_envs,)
         """
-        self._check_open()
-        if self._actions_sent:
-            raise RuntimeError("step_async() was called twice without step_wait()")
-        actions = np.asarray(actions)
-        # The C++ side would wait for ever for a thread that was sent an action out of range.
-        is_valid = actions.shape == (self.num_envs,) and np.issubdtype(actions.dtype, np.integer)
-        if not is_valid or actions.min() < 0 or actions.max() >= self.action_space.n:
-            raise ValueError(f"actions={actions!r} must be {self.num_envs} integers of {self.action_space}")
-        for game, action in zip(self._games, actions.astype(np.int64)[:, None], strict=True):
-            game.send(action)
-        self._actions_sent = True
+        self.send(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
         """
@@ -390,16 +381,46 @@ class AtariVecEnv(VecEnv):
 
         :return: observations, rewards, dones and infos; arrays that were returned are never written to
         """
-        if not self._actions_sent:
+        return self.receive()
+
+    def send(self, actions: np.ndarray, games: slice = ALL) -> None:
+        """
+        Have some games emulated, without waiting for them.
+
+        :param actions: integers, one per game
+        :param games: which
+        """
+        self._check_open()
+        if self._are_sent[games].any():
+            raise RuntimeError("step_async() was called twice without step_wait()")
+        actions = np.asarray(actions)
+        chosen = self._games[games]
+        # The C++ side would wait for ever for a thread that was sent an action out of range.
+        is_valid = actions.shape == (len(chosen),) and np.issubdtype(actions.dtype, np.integer)
+        if not is_valid or actions.min() < 0 or actions.max() >= self.action_space.n:
+            raise ValueError(f"actions={actions!r} must be {len(chosen)} integers of {self.action_space}")
+        for game, action in zip(chosen, actions.astype(np.int64)[:, None], strict=True):
+            game.send(action)
+        self._are_sent[games] = True
+
+    def receive(self, games: slice = ALL) -> VecEnvStepReturn:
+        """
+        Wait for some games, and take those whose episode ended to the start of the next.
+
+        :param games: which
+        :return: their observations, rewards, dones and infos; arrays that were returned are never written to
+        """
+        if not self._are_sent[games].all():
             raise RuntimeError("step_wait() was called without step_async()")
-        self._actions_sent = False
-        observations = np.empty_like(self._observations)
-        observations[:, :-1] = self._observations[:, 1:]
+        self._are_sent[games] = False
+        observations = self._observations.copy()
+        observations[games, :-1] = self._observations[games, 1:]
         self._observations = observations
-        rewards = np.empty(self.num_envs, np.float32)
+        rewards = np.zeros(self.num_envs, np.float32)
         dones = np.zeros(self.num_envs, np.bool_)
         infos = []
-        for index, game in enumerate(self._games):
+        for index in range(self.num_envs)[games]:
+            game = self._games[index]
             game.receive()
             self._draw(game.last_screen, index)
             terminated = game.game_over or game.life_lost
@@ -413,7 +434,9 @@ class AtariVecEnv(VecEnv):
             rewards[index] = game.reward
             infos.append(info)
         self._finish_openings(np.flatnonzero(dones))
-        return observations, np.sign(rewards) if self.clip_reward else rewards, dones, infos
+        if self.clip_reward:
+            rewards = np.sign(rewards)
+        return observations[games], rewards[games], dones[games], infos
 
     def _finish_openings(self, indices: Iterable[int]) -> None:
         # Games in turn: while one is waited for, the others are emulated.

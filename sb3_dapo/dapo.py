@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -26,6 +27,7 @@ from sb3_dapo.estimators import MAX_LOG_RATIO, importance_ratios
 from sb3_dapo.export import export_model, load_model
 from sb3_dapo.faults import NonFiniteError
 from sb3_dapo.hub import from_pretrained, push_to_hub
+from sb3_dapo.overlap import check_overlap, overlapping
 from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, set_fast
 
 SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
@@ -108,6 +110,10 @@ class DAPO(PPO):
     :param advantage: ``"vtrace"``, or ``"gae"``: fixed at collection, as in PPO
     :param policy_loss: ``"clip"``: PPO's clipped surrogate with the divergence added (PPO+DA); ``"plain"``: eq. 7;
         ``"clip_augmented"``: clip the surrogate of the augmented advantage ``A - D/eta`` as a whole
+    :param clip_center: the importance ratio that the clipped surrogate's range lies around: ``"behavior"``: 1, the
+        policy that acted; ``"old"``: the ratio that the update began with, so that each update may move the policy as
+        far for old data as for new (GePPO, Queeney et al. 2021, https://arxiv.org/abs/2111.00072). The same for the
+        newest rollout
     :param exact_targets: compute the targets of each epoch from a forward pass over the kept rollouts, instead of the
         values and log-probs known from each transition's last visit. Costs a forward pass per epoch
     :param nonfinite: what to do with a minibatch whose loss or gradient is NaN or infinite: ``"raise"`` a
@@ -117,6 +123,9 @@ class DAPO(PPO):
     :param fast: compute the Nature CNN and Adam in faster forms, equal within float tolerance. ``None``: unless the
         settings are PPO's special case, which is equal bit for bit only in SB3's own forms
     :param autocast: compute the Nature CNN in bfloat16. Pays on devices with units for it; slower on most CPUs
+    :param overlap: act for one half of the environments while the other half is emulated. Needs an
+        :class:`~sb3_dapo.atari_vec_env.AtariVecEnv`; pays where cores are idle while the policy acts. Samples actions
+        in another order, from the same policy
     :param compile: compile the policy with ``torch.compile``, with CUDA graphs on GPUs. Takes a minute or two at the
         beginning of training. A policy that cannot be compiled is used as it is, with a warning
     :raises ValueError: if an argument is out of its range, or unsound for the environment's action space
@@ -172,11 +181,13 @@ class DAPO(PPO):
         n_rollouts: int = 1,
         advantage: Literal["vtrace", "gae"] = "vtrace",
         policy_loss: Literal["clip", "plain", "clip_augmented"] = "clip",
+        clip_center: Literal["behavior", "old"] = "behavior",
         exact_targets: bool = False,
         nonfinite: Literal["raise", "skip"] = "raise",
         optimize_memory_usage: bool = False,
         fast: bool | None = None,
         autocast: bool = False,
+        overlap: bool = False,
         compile: bool = False,
     ) -> None:
         is_env = isinstance(env, str | gym.Env | VecEnv) or (env is None and not _init_setup_model)
@@ -226,11 +237,13 @@ class DAPO(PPO):
         self.n_rollouts = n_rollouts
         self.advantage = advantage
         self.policy_loss = policy_loss
+        self.clip_center = clip_center
         self.exact_targets = exact_targets
         self.nonfinite = nonfinite
         self.optimize_memory_usage = optimize_memory_usage
         self.fast = fast
         self.autocast = autocast
+        self.overlap = overlap
         self.compile = compile
         self._policy_version = 0  # updates that the policy has seen
 
@@ -257,6 +270,8 @@ class DAPO(PPO):
             self.divergence_coef = FloatSchedule(self.divergence_coef)
         if isinstance(self.policy, CnnPolicy):
             self.policy.autocast = self.autocast
+        if self.overlap:
+            check_overlap(self.env, self.use_sde)
         self._tried_to_compile = False
         self._compiled_evaluate: Callable[..., tuple[th.Tensor, th.Tensor, th.Tensor | None]] | None = None
 
@@ -266,12 +281,14 @@ class DAPO(PPO):
         assert isinstance(rollout_buffer, RolloutRing)
         rollout_buffer.allow_nonfinite_rewards = self.nonfinite == "skip"
         rollout_buffer.acting_version = self._policy_version
-        recorder = StepRecorder(env, rollout_buffer)
+        stepping = (
+            overlapping(self, env, rollout_buffer) if self.overlap else nullcontext(StepRecorder(env, rollout_buffer))
+        )
         if self.compile and not self._tried_to_compile:
             self._tried_to_compile = True
             self._compile()
         try:
-            with collecting(self, callback):
+            with collecting(self, callback), stepping as recorder:
                 return super().collect_rollouts(recorder, callback, rollout_buffer, n_rollout_steps)
         except ValueError:
             # Distributions refuse what a policy makes of NaN: say where it came from
@@ -309,11 +326,12 @@ class DAPO(PPO):
         divergence_coef = self._scheduled("divergence_coef")
 
         parameters = list(self.policy.parameters())
-        self.rollout_buffer.begin_update()
         epoch_stats, all_taken = [], []
         continue_training = True
         for epoch in range(self.n_epochs):
             self._update_targets()
+            if epoch == 0:
+                self.rollout_buffer.begin_update()  # here, as exact targets have asked the policy for all values
             all_stats = []
             for samples in self.rollout_buffer.get(self.batch_size):
                 evaluate = self._compiled_evaluate or self.policy.evaluate_actions
@@ -400,6 +418,9 @@ class DAPO(PPO):
         policy_loss = -th.mean(advantages * ratio)
         if self.policy_loss != "plain":
             clipped_ratio = th.clamp(ratio, 1 - clip_range, 1 + clip_range)
+            if self.clip_center == "old":
+                center = importance_ratios(samples.old_log_prob, samples.behavior_log_prob)
+                clipped_ratio = th.clamp(ratio, center - clip_range, center + clip_range)
             policy_loss = -th.min(advantages * ratio, advantages * clipped_ratio).mean()
 
         if clip_range_vf is not None:
@@ -489,6 +510,8 @@ class DAPO(PPO):
         stats = {name: th.cat([stats[name].reshape(-1) for stats in all_stats]) for name in all_stats[0]}
         behavior_log_ratio = stats["behavior_log_ratio"]
         ratio = th.exp(behavior_log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
+        # ratio / center = pi / pi_old
+        center = ratio * th.exp(-stats["update_log_ratio"]) if self.clip_center == "old" else 1.0
         values = (
             stats["loss"],
             stats["policy_loss"],
@@ -498,7 +521,7 @@ class DAPO(PPO):
             stats["divergences"],
             _kl_terms(stats["update_log_ratio"]),
             _kl_terms(behavior_log_ratio),
-            ((ratio - 1).abs() > clip_range).float(),
+            ((ratio - center).abs() > clip_range).float(),
             ratio,
             (ratio > self.rho_bar).float(),
         )
@@ -539,6 +562,8 @@ class DAPO(PPO):
         self.policy.set_training_mode(True)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        if self.overlap:
+            check_overlap(env, self.use_sde)
         super().set_env(env, force_reset)
         # What another environment answered is not reused
         self.rollout_buffer.clear()

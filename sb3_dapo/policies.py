@@ -6,6 +6,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.nn import functional as F
 
+from sb3_dapo.memory import keep_freed_memory
+
 MlpPolicy = ActorCriticPolicy
 MultiInputPolicy = MultiInputActorCriticPolicy
 
@@ -94,6 +96,8 @@ def set_fast(policy: ActorCriticPolicy, fast: bool) -> None:
     :param fast: whether its Nature CNN and its Adam compute in their fast forms, equal within float tolerance
     """
     if isinstance(policy, CnnPolicy):
+        if fast and policy.device.type == "cpu":
+            keep_freed_memory()
         policy.fast = fast
         policy.features_extractor.to(memory_format=th.channels_last if fast else th.contiguous_format)  # type: ignore[call-overload]
     optimizer = policy.optimizer

@@ -9,18 +9,27 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from algos import ALL_ALGOS
 from stable_baselines3 import PPO
 from stable_baselines3.common.atari_wrappers import AtariWrapper, EpisodicLifeEnv, FireResetEnv
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
-from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage, VecVideoRecorder, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecFrameStack,
+    VecTransposeImage,
+    VecVideoRecorder,
+    is_vecenv_wrapped,
+)
 
 pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
 pytest.importorskip("scipy")
 
 import sb3_dapo.atari_vec_env
+from sb3_dapo import DAPO
 from sb3_dapo.atari_vec_env import AtariVecEnv
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
@@ -421,3 +430,99 @@ env.reset()
 env.step_async(np.zeros(4, dtype=int))
 """
     assert subprocess.run([sys.executable, "-c", script], timeout=300).returncode == 0
+
+
+# --- acting for one half while the other is emulated
+
+
+class Steps(BaseCallback):
+    """Keeps what each step of a rollout was."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__()
+        self.stop_at = stop_at
+        self.steps: list[dict[str, Any]] = []
+
+    def _on_step(self) -> bool:
+        names = ("obs_tensor", "actions", "values", "log_probs", "new_obs", "rewards", "dones")
+        self.steps.append({name: np.asarray(self.locals[name]).copy() for name in names})
+        return len(self.steps) != self.stop_at
+
+
+def overlapping_model(n_envs: int, **kwargs: Any) -> DAPO:
+    env = AtariVecEnv(BREAKOUT, n_envs, seed=0)
+    return DAPO(
+        "CnnPolicy", env, n_steps=40, batch_size=20, n_epochs=1, policy_kwargs=SMALL_CNN, seed=0, overlap=True, **kwargs
+    )
+
+
+@pytest.mark.parametrize("n_envs", [2, 3])
+def test_overlap_collects_what_was_played(n_envs: int) -> None:
+    """The same actions played without overlap give the same observations, rewards and ends of episodes."""
+    callback = Steps()
+    model = overlapping_model(n_envs)
+    policy = model.policy
+    model.learn(2 * 40 * n_envs, callback=callback)
+    assert model.policy is policy
+    assert len(callback.steps) == 80
+    env = AtariVecEnv(BREAKOUT, n_envs, seed=0)
+    observations = env.reset()
+    for step in callback.steps:
+        np.testing.assert_array_equal(step["obs_tensor"], observations)
+        observations, rewards, dones, _ = env.step(step["actions"])
+        np.testing.assert_array_equal(step["new_obs"], observations)
+        np.testing.assert_array_equal(step["rewards"], rewards)
+        np.testing.assert_array_equal(step["dones"], dones)
+    env.close()
+
+
+def test_overlap_acts_with_the_policy_of_its_rollout() -> None:
+    """Values and log-probs are those of the policy that will be told of them: none was computed before an update."""
+    model = overlapping_model(4)
+    callback = Steps()
+    for _ in range(2):
+        callback.steps.clear()
+        model.learning_rate = 0.0
+        model.lr_schedule = lambda _: 0.0
+        model.learn(160, callback=callback, reset_num_timesteps=False)
+        for step in callback.steps:
+            with th.no_grad():
+                values, log_probs, _ = model.policy.evaluate_actions(
+                    th.as_tensor(step["obs_tensor"]), th.as_tensor(step["actions"])
+                )
+            np.testing.assert_allclose(step["values"], values, atol=1e-5)
+            np.testing.assert_allclose(step["log_probs"], log_probs, atol=1e-5)
+        with th.no_grad():  # as an update would
+            for parameter in model.policy.parameters():
+                parameter.add_(0.05 * th.randn_like(parameter))
+
+
+def test_overlap_after_a_rollout_that_was_cut_short() -> None:
+    model = overlapping_model(4)
+    policy = model.policy
+    model.learn(160, callback=Steps(stop_at=7))
+    assert model.policy is policy
+    callback = Steps()
+    model.learn(320, callback=callback, reset_num_timesteps=False)
+    assert len(callback.steps) == 40 * 2
+    for before, after in zip(callback.steps, callback.steps[1:], strict=False):
+        np.testing.assert_array_equal(before["new_obs"], after["obs_tensor"])
+    # frames of one game follow each other
+    first = callback.steps[0]
+    goes_on = ~first["dones"]
+    np.testing.assert_array_equal(first["obs_tensor"][goes_on, 1:], first["new_obs"][goes_on, :-1])
+
+
+def test_overlap_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`overlap` must be False for environments other than an AtariVecEnv"):
+        DAPO("MlpPolicy", "CartPole-v1", overlap=True)
+    with pytest.raises(ValueError, match="`overlap` must be False for environments other than an AtariVecEnv"):
+        overlapping_model(1)
+    with pytest.raises(ValueError, match="`overlap` must be True or False"):
+        DAPO("MlpPolicy", "CartPole-v1", overlap="yes")  # type: ignore[arg-type]
+    model = overlapping_model(2)
+    with pytest.raises(ValueError, match="`overlap`"):
+        model.set_env(VecFrameStack(DummyVecEnv([lambda: AtariWrapper(gym.make(BREAKOUT))]), 4))
+    model.save(tmp_path / "model")
+    assert DAPO.load(tmp_path / "model").overlap
+    DAPO.load(tmp_path / "model", env=AtariVecEnv(BREAKOUT, 2)).learn(80)

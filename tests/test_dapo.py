@@ -299,6 +299,8 @@ class Reference:
     def update(self) -> None:
         model = self.model
         coef = model.divergence_coef(1.0)
+        latest = [self.evaluate(x)[1].detach() if model.exact_targets else x["latest_log_probs"] for x in self.ring]
+        old_log_probs = th.cat([log_probs.flatten() for log_probs in latest])
         for _ in range(model.n_epochs):
             parts = []
             for entry in self.ring:
@@ -316,7 +318,8 @@ class Reference:
                 advantages = advantages - coef * divergences
             surrogate = ratio * advantages
             if model.policy_loss != "plain":
-                surrogate = th.min(surrogate, ratio.clamp(0.8, 1.2) * advantages)
+                center = (old_log_probs - behavior).exp() if model.clip_center == "old" else th.ones_like(ratio)
+                surrogate = th.min(surrogate, (ratio - center).clamp(-0.2, 0.2).add(center) * advantages)
             loss = -surrogate.mean() - model.ent_coef * entropy.mean()
             if model.policy_loss != "clip_augmented":
                 loss = loss + coef * (ratio * divergences).mean()
@@ -334,7 +337,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one rollout": {"n_rollouts": 1},
     "plain": {"policy_loss": "plain", "divergence_coef": 1.0},
     "clip_augmented": {"policy_loss": "clip_augmented", "divergence_coef": 0.5},
+    "centered on the old policy": {"clip_center": "old"},
+    "clip_augmented, centered": {"policy_loss": "clip_augmented", "divergence_coef": 0.5, "clip_center": "old"},
     "exact": {"exact_targets": True},
+    "exact, centered": {"exact_targets": True, "clip_center": "old"},
     "exact, plain": {"exact_targets": True, "policy_loss": "plain", "rho_bar": 2.0, "c_bar": 1.5},
     "1-step": {"divergence_steps": 0, "divergence_coef": 1.0},
     "3 steps": {"divergence_steps": 3, "divergence_c_bar": 0.9, "divergence_lambda": 0.5},
@@ -410,6 +416,19 @@ def test_logs_of_a_policy_that_moves(algo: type[DAPO]) -> None:
     assert 0 < stats["rho_clip_fraction"] < 1
     assert stats["divergence_coef"] == 0.25
     assert stats["n_updates"] == 5 * 4
+
+
+def test_clip_fraction_around_the_old_policy(algo: type[DAPO]) -> None:
+    """An epoch of one minibatch begins where the update begins: within the range around that, whatever the data."""
+    fractions = {}
+    for center in ("behavior", "old"):
+        model = make_model(
+            algo, "MlpPolicy", "CartPole-v1", learning_rate=0.02, n_rollouts=4, n_epochs=1, batch_size=256,
+            exact_targets=True, clip_range=0.05, clip_center=center,
+        )  # fmt: skip
+        fractions[center] = logged(model, 5)["clip_fraction"]
+    assert fractions["behavior"] > 0
+    assert fractions["old"] == 0
 
 
 @pytest.mark.parametrize("n_rollouts", [1, 2, 4])

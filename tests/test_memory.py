@@ -1,0 +1,37 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Prints the page faults of allocating and freeing 64 MB ten times
+SCRIPT = """
+import resource
+import torch as th
+from sb3_dapo import memory
+
+if {keep}:
+    memory.keep_freed_memory()
+for i in range(11):
+    if i == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [th.ones(1024, 1024) for _ in range(16)]
+    del tensors
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_is_kept() -> None:
+    faults = {
+        keep: int(subprocess.check_output([sys.executable, "-c", SCRIPT.format(keep=keep)])) for keep in (True, False)
+    }
+    assert 10 * faults[True] < faults[False]
+
+
+def test_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("ctypes.CDLL", lambda _: pytest.fail("there may be no such function"))
+    from sb3_dapo.memory import keep_freed_memory
+
+    keep_freed_memory()
