@@ -118,8 +118,16 @@ SUITES = {
                 "ent_coef": 0.01,
             },
             # Conjugate gradients on half of a rollout: with the defaults a run takes ten times as long
-            "trpo": {**MINATAR, "n_steps": 256, "batch_size": 256, "sub_sampling_factor": 2},
-            "a2c": {**MINATAR, "ent_coef": 0.01},
+            "trpo": {
+                **MINATAR,
+                "n_steps": 256,
+                "batch_size": 256,
+                "sub_sampling_factor": 2,
+                "learning_rate": "lin_0.001",
+                "gae_lambda": 0.95,
+                "target_kl": 0.01,
+            },
+            "a2c": {**MINATAR, "n_steps": 5, "learning_rate": "lin_0.0007", "gae_lambda": 0.95, "ent_coef": 0.01},
         },
     ),
     "classic": Suite(
@@ -191,6 +199,10 @@ ALGORITHMS = {
     "dapo_1step": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1, "divergence_steps": 0}, "DAPO, 1-step"),
     "dapo": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1}, "DAPO, multi-step"),
     "dapo_plain": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1, "policy_loss": "plain"}, "DAPO, unclipped"),
+    "geppo": Algorithm("dapo", {**REUSE, "divergence_coef": 0.0, "clip_center": "old"}, "V-trace reuse, GePPO's clip"),
+    "dapo_geppo": Algorithm(
+        "dapo", {**REUSE, "divergence_coef": 0.1, "clip_center": "old"}, "DAPO, multi-step, GePPO's clip"
+    ),
     "vtrace_k1": Algorithm("dapo", {"n_rollouts": 1, "divergence_coef": 0.0}, "V-trace, one rollout"),
     "dapo_1step_k1": Algorithm(
         "dapo", {"n_rollouts": 1, "divergence_coef": 0.1, "divergence_steps": 0}, "DAPO, 1-step, one rollout"
@@ -207,6 +219,7 @@ ABLATIONS = {
     "Rollouts kept, K": [f"dapo+n_rollouts={x}" for x in (1, 2, 4, 8)],
     "Family of the divergence": [f"dapo+divergence={x}" for x in ("kl", "reverse_kl", "tsallis", "hellinger")],
     "Policy loss": [f"dapo+policy_loss={x}" for x in ("clip", "plain", "clip_augmented")],
+    "Center of the clip": [f"dapo+clip_center={x}" for x in ("behavior", "old")],
     "Targets": ["dapo+exact_targets=false", "dapo+exact_targets=true"],
     "Control of 1/eta": [
         "dapo",

@@ -75,6 +75,7 @@ CONTESTANTS = {
     "DAPO": sb3("dapo", "dummy"),
     "DAPO, native": sb3("dapo", "native"),
     "DAPO, native, optimize_memory_usage": sb3("dapo", "native", optimize_memory_usage=True),
+    "DAPO, native, overlap": sb3("dapo", "native", overlap=True),
     "DAPO, native, compile": sb3("dapo", "native", compile=True),
     "DAPO, native, autocast": sb3("dapo", "native", autocast=True),
     "DAPO, native, compile, autocast": sb3("dapo", "native", compile=True, autocast=True),
@@ -268,7 +269,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
             writer.writerow({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
             file.flush()
             setting = ", ".join(f"{key} {row[key]}" for key in ("n_envs", "n_epochs", "n_rollouts"))
-            speed = f"{row['steps_per_s']:7.0f} steps/s" if row.get("steps_per_s") else ""
+            speed = f"{row['steps_per_s']:7.0f} steps/s" if row["contestant"] != MACHINE and "note" not in row else ""
             print(f"{row['contestant']:36} {setting}  {speed} {row.get('note', '')}", flush=True)
 
 

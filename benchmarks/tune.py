@@ -3,9 +3,10 @@ Tune the algorithms of a suite with Optuna, each with the same number of trials,
 
     python benchmarks/tune.py --suite minatar --algos ppo_ent dapo --trials 20 --jobs 2
 
-Every trial is a row of `benchmarks/results/tuning/SUITE_REGIME.csv`. What is there is not run again, so that the
-command can be stopped and given again. When an algorithm has had its trials, the best goes to
-`benchmarks/hyperparams/SUITE.yml`, where `run.py` finds it.
+The first trial is the setting that the algorithm has without tuning. Every trial is a row of
+`benchmarks/results/tuning/SUITE_REGIME.csv`. What is there is not run again, so that the command can be stopped and
+given again. When an algorithm has had its trials, the best goes to `benchmarks/hyperparams/SUITE.yml`, where `run.py`
+finds it.
 """
 
 import argparse
@@ -76,12 +77,38 @@ def as_hyperparameters(algo: str, params: Params) -> Params:
     return {**params, **changed}
 
 
-def propose(space: Mapping[str, BaseDistribution], trials: list[tuple[Params, float]]) -> Params:
+def untuned(suite: str, regime: str, algo: str, space: Mapping[str, BaseDistribution]) -> Params | None:
+    """
+    :param suite: name of a suite
+    :param regime: name of one of its regimes
+    :param algo: name of an algorithm
+    :param space: distributions by hyperparameter
+    :return: the parameters that the algorithm has without tuning, None if some have no value in the space
+    """
+    settings = hyperparameters(suite, regime, SUITES[suite].tuning_envs[0], algo, tuned={})
+    settings["uses"] = SUITES[suite].regimes[regime].uses
+    params: Params = {}
+    for name, distribution in space.items():
+        value = settings.get(name)
+        if isinstance(value, str):  # lin_0.001, adaptive_0.01
+            value = float(value.rpartition("_")[2])
+        if value is None or not distribution._contains(distribution.to_internal_repr(value)):
+            return None
+        params[name] = value
+    return params
+
+
+def propose(
+    space: Mapping[str, BaseDistribution], trials: list[tuple[Params, float]], first: Params | None = None
+) -> Params:
     """
     :param space: distributions by hyperparameter
     :param trials: parameters and values of the trials so far
+    :param first: parameters of the first trial, None to draw them
     :return: parameters of the next trial, the same for the same trials so far
     """
+    if first is not None and not trials:
+        return first
     sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=len(trials))
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for params, value in trials:
@@ -190,7 +217,7 @@ def tune(
 
     while len(trials := trials_of(read_trials(path), algo, list(space))) < n_trials:
         number = len(trials)
-        params = propose(space, trials)
+        params = propose(space, trials, untuned(suite, regime, algo, space))
         scores = run_trial(suite, regime, algo, number, params, results / ".runs" / "tuning", jobs, n_timesteps)
         value = float(np.mean([normalize(suite, env, scores[env]) for env in envs]))
         row = {

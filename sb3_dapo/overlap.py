@@ -73,7 +73,7 @@ class OverlappingRecorder(StepRecorder):
         """
         assert isinstance(observations, th.Tensor)
         if self._ahead is None:
-            return self.policy(observations)  # type: ignore[no-any-return]
+            return self.policy(observations)
         outputs = zip(self._ahead, self.policy(observations[self.second]), strict=True)
         actions, values, log_probs = (th.cat(halves) for halves in outputs)
         return actions, values, log_probs
