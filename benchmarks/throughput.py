@@ -408,8 +408,8 @@ def draw_comparison(rows: Sequence[Row], title: str) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlim(0, 1.18 * longest)
     axes.set_ylim(-0.6, len(names) + 0.2)
-    axes.set_xlabel("seconds for 1,024 steps: collecting (light), updating (dark); hatched where not told apart")
-    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_xlabel("seconds for 1,024 steps; light: collecting, dark: updating, hatched: both", fontsize=9)
+    figure.suptitle(title, fontsize=8, x=0.01, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
     save(figure, "throughput_" + ("cpu" if rows[0]["device"] == "cpu" else "cuda"))
 
@@ -430,14 +430,15 @@ def draw_sweep(rows: Sequence[Row], title: str) -> None:
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
         ax.xaxis.set_major_formatter(ticker.FormatStrFormatter("%d"))
-        for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            axis(ticker.FormatStrFormatter("%g"))
+        ax.yaxis.set_major_locator(ticker.LogLocator(base=2))
+        ax.yaxis.set_minor_locator(ticker.NullLocator())
+        ax.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         ax.set_xlabel(label)
         ax.grid(True, which="both", alpha=0.2)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=8, frameon=False)
     axes[0].set_ylabel("milliseconds per environment step")
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=8, x=0.01, ha="left")
     save(figure, "throughput_" + ("cpu" if rows[0]["device"] == "cpu" else "cuda") + "_sweep")
 
 
