@@ -14,6 +14,7 @@ import pytest
 import rl_zoo3.train
 import yaml
 from gymnasium import spaces
+from matplotlib.figure import Figure
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
 from stable_baselines3 import PPO
@@ -270,17 +271,65 @@ def test_commands_on_a_run(command, run_folder: Path) -> None:
     assert (run_folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_plot_from_file(command) -> None:
-    for algo in ("dapo", "ppo") * 2:
-        command(
-            *("train", "--algo", algo, "--env", "CartPole-v1", "-n", "512", "--verbose", "0"),
-            *("--eval-freq", "128", "--eval-episodes", "2", "--hyperparams", "n_epochs:1"),
-        )
-    command("all-plots", "--algos", "dapo", "ppo", "--env", "CartPole-v1", "-o", "results", "--no-display")
-    output = command("plot-from-file", "-i", "results", "--skip-timesteps", "-o", "figure.svg")
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `all-plots` saves of two runs each of DAPO and PPO."""
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for algo in ("dapo", "ppo") * 2:
+            patch.setattr(sys, "argv", ["sb3-dapo", "train", "--algo", algo, "--env", "CartPole-v1", "-n", "512"])
+            sys.argv += ["--verbose", "0", "--eval-freq", "128", "--eval-episodes", "2", "--hyperparams", "n_epochs:1"]
+            main()
+        arguments = ["all-plots", "--algos", "dapo", "ppo", "--env", "CartPole-v1", "-o", "results", "--no-display"]
+        patch.setattr(sys, "argv", ["sb3-dapo", *arguments])
+        main()
+    return folder / "results.pkl"
+
+
+def test_plot_from_file(command, results: Path) -> None:
+    output = command("plot-from-file", "-i", str(results), "--skip-timesteps", "-o", "figure.svg")
     assert "DAPO-logs" in output and "PPO-logs" in output
     assert Path("figure.svg").is_file()
     assert Path("logs/plots/Sensitivity_plot.png").is_file()
+
+
+@pytest.mark.parametrize("name, is_normalized", [("CartPole-v1", False), ("BipedalWalker", True)])
+def test_figures_of_rliable_say_what_they_show(
+    command, results: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_normalized: bool
+) -> None:
+    """Of BipedalWalker the Zoo has reference scores, from -100 to 300."""
+    content = pickle.loads(results.read_bytes())
+    content[name] = content.pop("CartPole-v1")
+    Path("renamed.pkl").write_bytes(pickle.dumps(content))
+    figures: dict[str, Figure] = {}
+    savefig = Figure.savefig
+
+    def remember(figure: Figure, path: Path, **kwargs: object) -> None:
+        figures[path.stem] = figure
+        savefig(figure, path, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    output = command("plot-from-file", "-i", "renamed", "-l", "DAPO", "PPO", "--rliable", "--iqm", "--versus")
+    assert {path.stem for path in Path("logs/plots").iterdir()} == set(figures)
+    assert all(output.count(f"Saved logs/plots/{stem}.png\n") == 1 for stem in figures)
+    assert set(figures) == {
+        *(f"Results_{name}", "Sensitivity_plot", "Rliable_metrics", "Performance_profiles"),
+        *("Probability_of_Improvement", "Sample_Efficiency_Curve"),
+    }
+    score = "Normalized Score" if is_normalized else "Score"
+    assert [text.get_text() for text in figures["Rliable_metrics"].texts] == [score]
+    titles = [axes.get_title() for axes in figures["Rliable_metrics"].axes]
+    assert titles == ["Median", "IQM", "Mean"] + ["Optimality Gap"] * is_normalized
+    assert figures["Sensitivity_plot"].axes[0].get_title() == "Last evaluation"
+    assert figures["Sample_Efficiency_Curve"].axes[0].get_ylabel() == f"IQM {score}"
+    (profiles,) = figures["Performance_profiles"].axes
+    assert profiles.get_xlabel().startswith(f"{score} ")
+    # All runs score more than the lowest threshold, none more than the highest
+    for line in profiles.lines:
+        share = np.asarray(line.get_ydata())
+        assert is_normalized or (share[0], share[-1]) == (1, 0)
+        assert line.get_xdata()[-1] == pytest.approx(1.5) or not is_normalized
 
 
 def test_training_goes_on_from_a_saved_agent(command, run_folder: Path) -> None:

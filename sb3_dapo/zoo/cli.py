@@ -51,39 +51,6 @@ def call(module: str, function: str) -> Callable[[], None]:
     return lambda: getattr(import_module(module), function)()
 
 
-def call_plot(module: str, function: str) -> Callable[[], None]:
-    """
-    Like `call`, for the Zoo's plots. Where there is no display, what it would show in windows is written to PNG files.
-
-    :param module: name of a module
-    :param function: name of a function in it that parses `sys.argv`
-    :return: a function that imports the module and calls the function
-    """
-
-    def run() -> None:
-        from matplotlib import pyplot as plt
-        from matplotlib.backends.registry import BackendFilter, backend_registry
-
-        def save() -> None:
-            folder = Path(LOG_FOLDER, "plots")
-            folder.mkdir(parents=True, exist_ok=True)
-            for label in plt.get_figlabels():
-                path = folder / f"{label.replace(' ', '_').replace('/', '-')}.png"
-                plt.figure(label).savefig(path, dpi=150)
-                print(f"Saved {path}")
-
-        def parser(description: str) -> ArgumentParser:
-            # The Zoo gives the descriptions of these commands as the name of the program
-            return ArgumentParser(prog=sys.argv[0], description=description)
-
-        plot = getattr(import_module(module), function)
-        has_display = plt.get_backend() in backend_registry.list_builtin(BackendFilter.INTERACTIVE)
-        with replaced_parser(plot, parser), mock.patch.object(plt, "show", plt.show if has_display else save):
-            plot()
-
-    return run
-
-
 class TrainParser(ArgumentParser):
     """Arguments of the Zoo's `train`, with one more kind of vectorized environment and a default TensorBoard log."""
 
@@ -188,17 +155,17 @@ COMMANDS = {
     "record-video": Command(record_video, "record a trained agent as mp4 or GIF", (*ALGO, "--folder", LOG_FOLDER)),
     "plot": Command(call("sb3_dapo.zoo.plot", "plot"), "draw score, divergence, KL, ratios and reuse of a run"),
     "plot-train": Command(
-        call_plot("rl_zoo3.plots", "plot_train"),
+        call("sb3_dapo.zoo.zoo_plots", "plot_train"),
         "plot the scores of training episodes",
         (*ALGO, "--exp-folder", LOG_FOLDER),
     ),
     "all-plots": Command(
-        call_plot("rl_zoo3.plots", "all_plots"),
+        call("sb3_dapo.zoo.zoo_plots", "all_plots"),
         "plot and tabulate the evaluations of several runs",
         ("--algos", "dapo", "--exp-folders", LOG_FOLDER),
     ),
     "plot-from-file": Command(
-        call_plot("rl_zoo3.plots", "plot_from_file"), "plot results saved by all-plots (rliable included)"
+        call("sb3_dapo.zoo.zoo_plots", "plot_from_file"), "plot results saved by all-plots (rliable included)"
     ),
     "benchmark": Command(benchmark, "evaluate every trained agent and write a table"),
     "random": Command(call("sb3_dapo.zoo.evaluation", "random"), "score of a uniform random policy, for reference"),
