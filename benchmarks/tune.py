@@ -29,6 +29,8 @@ FIRST_SEED = 1000
 # Evaluations at the end of a run whose mean counts
 LAST = 3
 STARTUP_TRIALS = 8
+# Normalized scores below this count as this
+LEAST_SCORE = 0.01
 HEADER = "# Written by benchmarks/tune.py: by regime and algorithm the best of the trials in results/tuning\n"
 
 Params = dict[str, Any]
@@ -219,7 +221,9 @@ def tune(
         number = len(trials)
         params = propose(space, trials, untuned(suite, regime, algo, space))
         scores = run_trial(suite, regime, algo, number, params, results / ".runs" / "tuning", jobs, n_timesteps)
-        value = float(np.mean([normalize(suite, env, scores[env]) for env in envs]))
+        # Geometric mean: twice the score counts the same in a game that is mastered and in one that has begun
+        normalized = [max(LEAST_SCORE, normalize(suite, env, scores[env])) for env in envs]
+        value = float(np.exp(np.mean(np.log(normalized))))
         row = {
             "algo": algo,
             "trial": str(number),
