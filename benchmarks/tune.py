@@ -46,7 +46,7 @@ def search_space(algo: str, uses: int) -> dict[str, BaseDistribution]:
     """
     zoo_name, settings = ALGORITHMS[algo].zoo_name, ALGORITHMS[algo].settings
     space: dict[str, BaseDistribution] = {
-        "learning_rate": FloatDistribution(1e-4, 3e-3, log=True),
+        "learning_rate": FloatDistribution(2e-4, 3e-3, log=True),
         "gae_lambda": CategoricalDistribution((0.8, 0.9, 0.95, 0.98)),
     }
     if algo != "ppo" and zoo_name != "trpo":
