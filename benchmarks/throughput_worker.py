@@ -270,7 +270,7 @@ def cleanrl(settings: Settings, clock: Clock, script: str) -> dict[str, float | 
     clock.begin("end")
     kept = [names[name] for name in ("obs", "actions", "logprobs", "rewards", "dones", "values")]
     return {
-        "version": f"its script, with envpool {version('envpool')}",
+        "version": f"CleanRL's script with envpool {version('envpool')}",
         "bytes_per_transition": buffer_bytes(kept) / settings.rollout,
     }
 

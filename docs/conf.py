@@ -1,5 +1,10 @@
 """Sphinx configuration: ``sphinx-build -W -b html docs docs/_build/html``."""
 
+import re
+from typing import Any
+
+from sphinx.application import Sphinx
+
 from sb3_dapo import __version__
 
 project = "sb3-dapo"
@@ -22,7 +27,7 @@ nitpick_ignore_regex = [("py:.*", r"(torch|th|stable_baselines3|gymnasium|numpy|
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
-autodoc_class_signature = "separated"
+python_maximum_signature_line_length = 100
 
 copybutton_prompt_text = "$ "
 copybutton_exclude = ".linenos, .gp, .go"
@@ -33,3 +38,16 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_show_sphinx = False
 html_copy_source = False
+
+
+def allow_line_breaks(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Long names in code may be broken after `_` and `/`: the tables are too wide for a phone otherwise."""
+
+    def add(code: re.Match[str]) -> str:
+        return re.sub(r"(?<=\w)([_/])(?=\w)", r"\1<wbr>", code[0])
+
+    context["body"] = re.sub(r'(?<=<span class="pre">)[^<]+', add, context.get("body", ""))
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("html-page-context", allow_line_breaks)

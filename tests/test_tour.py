@@ -65,13 +65,16 @@ def test_the_walk_of_a_new_user(tmp_path: Path, environment: dict[str, str]) -> 
     for name in ("CartPole-v1.zip", "best_model.zip", "learning_curve.png", "panels.png"):
         assert (run / name).stat().st_size > 1000, name
     assert list(folder.rglob("*.mp4")) and list(folder.rglob("*.gif"))
-    assert list((folder / "logs" / "plots").glob("*.png"))
+    assert {path.stem for path in (folder / "logs" / "plots").iterdir()} == {
+        *("Results_CartPole-v1", "Sensitivity_plot", "Rliable_metrics", "Performance_profiles"),
+        "Sample_Efficiency_Curve",
+    }
     # It learned, more than a random policy, whose score is near 22
     (trained,), (random,) = (re.findall(rf"{name}\s+(\S+)", outputs[0]) for name in ("DAPO", "random policy"))
-    assert float(trained) > 3 * float(random)
+    assert float(trained) > 5 * float(random)
     # What came back from the Hub plays as well
     (reward,) = re.findall(r"Mean reward: (\S+)", outputs[-1])
-    assert float(reward) > 3 * float(random)
+    assert float(reward) > 5 * float(random)
     # The last block leaves nothing behind
     subprocess.run(["bash", "-e", "-c", left_behind], cwd=folder, check=True)
     assert not [path for path in folder.iterdir() if path.name != "wandb"]
