@@ -48,7 +48,11 @@ COLORS = {
     "dapo_k1": "#f4a3a3",
 }
 # The paper's question: among methods that reuse the same data, does the divergence help, and do its steps?
-PAPER_PAIRS = (("dapo_1step", "vtrace"), ("dapo", "vtrace"), ("dapo", "dapo_1step"))
+PAPER_PAIRS = tuple(
+    (x + kept, y + kept)
+    for kept in ("_k1", "")
+    for x, y in (("dapo_1step", "vtrace"), ("dapo", "vtrace"), ("dapo", "dapo_1step"))
+)
 
 Array = npt.NDArray[np.float64]
 Key = TypeVar("Key")
