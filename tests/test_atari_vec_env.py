@@ -13,7 +13,7 @@ import torch as th
 from algos import ALL_ALGOS
 from stable_baselines3 import PPO
 from stable_baselines3.common.atari_wrappers import AtariWrapper, EpisodicLifeEnv, FireResetEnv
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import (
@@ -526,3 +526,14 @@ def test_overlap_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     assert DAPO.load(tmp_path / "model").overlap
     DAPO.load(tmp_path / "model", env=AtariVecEnv(BREAKOUT, 2)).learn(80)
+
+
+def test_overlap_with_callbacks_that_use_the_policy(tmp_path: Path) -> None:
+    """In the middle of a rollout the model can be evaluated, asked for actions and saved."""
+    model = overlapping_model(2)
+    evaluation = EvalCallback(AtariVecEnv(BREAKOUT, 1, seed=1), eval_freq=30, n_eval_episodes=1, verbose=0, warn=False)
+    model.learn(80, callback=[evaluation, CheckpointCallback(save_freq=25, save_path=str(tmp_path))])
+    assert np.isfinite(evaluation.last_mean_reward)
+    loaded = DAPO.load(tmp_path / "rl_model_50_steps", env=model.get_env())
+    observations = model.get_env().reset()
+    assert loaded.predict(observations)[0].shape == (2,)
