@@ -3,16 +3,17 @@ Tune the algorithms of a suite with Optuna, each with the same number of trials,
 
     python benchmarks/tune.py --suite minatar --algos ppo_ent dapo --trials 20 --jobs 2
 
-The first trial is the setting that the algorithm has without tuning. Every trial is a row of
-`benchmarks/results/tuning/SUITE_REGIME.csv`. What is there is not run again, so that the command can be stopped and
-given again. When an algorithm has had its trials, the best goes to `benchmarks/hyperparams/SUITE.yml`, where `run.py`
-finds it.
+The first trial is the setting that the algorithm has without tuning. As one seed says little, the best trials are run
+with two more seeds, and the best of these by its mean goes to `benchmarks/hyperparams/SUITE.yml`, where `run.py` finds
+it. Every trial and seed is a row of `benchmarks/results/tuning/SUITE_REGIME.csv`. What is there is not run again, so
+that the command can be stopped and given again, also with more trials.
 """
 
 import argparse
 import csv
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from run import Task, run_all
 from store import RESULTS, Run, locked, write_csv
 from suites import ALGORITHMS, SUITES, TUNED, hyperparameters, normalize
 
-# Seeds that no result is made with
-FIRST_SEED = 1000
+# No result is made with these. All trials are run with the first, the best of them with all
+SEEDS = (1000, 1001, 1002)
+N_FINALISTS = 3
 # Evaluations at the end of a run whose mean counts
 LAST = 3
 STARTUP_TRIALS = 8
@@ -119,7 +121,23 @@ def propose(
     return {name: float(f"{x:.3g}") if isinstance(x, float) else x for name, x in proposal.items()}
 
 
-def read_trials(path: Path) -> list[dict[str, str]]:
+@dataclass
+class Trial:
+    """
+    :param params: hyperparameters on trial
+    :param values: by seed, as far as it has been run
+    """
+
+    params: Params
+    values: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the values."""
+        return float(np.mean(list(self.values.values())))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
     """
     :param path: file of trials
     :return: its rows
@@ -130,18 +148,47 @@ def read_trials(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def trials_of(rows: list[dict[str, str]], algo: str, names: list[str]) -> list[tuple[Params, float]]:
+def trials_of(rows: list[dict[str, str]], algo: str, names: list[str]) -> list[Trial]:
     """
     :param rows: rows of a file of trials
     :param algo: name of an algorithm
     :param names: its hyperparameters
-    :return: parameters and value of each of its trials
+    :return: its trials
     """
-    return [
-        ({name: yaml.safe_load(row[name]) for name in names}, float(row["value"]))
-        for row in rows
-        if row["algo"] == algo
-    ]
+    trials: dict[int, Trial] = {}
+    for row in rows:
+        if row["algo"] == algo:
+            params = {name: yaml.safe_load(row[name]) for name in names}
+            trial = trials.setdefault(int(row["trial"]), Trial(params, {}))
+            trial.values[int(row["seed"])] = float(row["value"])
+    return [trials[number] for number in sorted(trials)]
+
+
+def next_step(
+    trials: list[Trial], n_trials: int, space: Mapping[str, BaseDistribution], first: Params | None
+) -> tuple[int, int, Params] | None:
+    """
+    :param trials: so far
+    :param n_trials: number of trials wanted
+    :param space: distributions by hyperparameter
+    :param first: parameters of the first trial
+    :return: number, seed and parameters of what is to be run next, None if nothing is left
+    """
+    if len(trials) < n_trials:
+        return len(trials), SEEDS[0], propose(space, [(t.params, t.values[SEEDS[0]]) for t in trials], first)
+    for seed in SEEDS[1:]:
+        for number in finalists(trials[:n_trials]):
+            if seed not in trials[number].values:
+                return number, seed, trials[number].params
+    return None
+
+
+def finalists(trials: list[Trial]) -> list[int]:
+    """
+    :param trials: all trials
+    :return: numbers of those that did best with the first seed
+    """
+    return sorted(range(len(trials)), key=lambda number: -trials[number].values[SEEDS[0]])[:N_FINALISTS]
 
 
 def write_best(path: Path, regime: str, algo: str, params: Params) -> None:
@@ -160,13 +207,13 @@ def write_best(path: Path, regime: str, algo: str, params: Params) -> None:
 
 
 def run_trial(
-    suite: str, regime: str, algo: str, number: int, params: Params, folder: Path, jobs: int, n_timesteps: int | None
+    suite: str, regime: str, algo: str, seed: int, params: Params, folder: Path, jobs: int, n_timesteps: int | None
 ) -> dict[str, float]:
     """
     :param suite: name of a suite
     :param regime: name of one of its regimes
     :param algo: name of an algorithm
-    :param number: number of the trial
+    :param seed: seed
     :param params: hyperparameters on trial
     :param folder: where the runs may write
     :param jobs: processes at a time
@@ -177,7 +224,7 @@ def run_trial(
     length = {} if n_timesteps is None else {"n_timesteps": n_timesteps}
     tasks = []
     for env in SUITES[suite].tuning_envs:
-        run = Run(suite, regime, env, algo, FIRST_SEED + number)
+        run = Run(suite, regime, env, algo, seed)
         settings = hyperparameters(suite, regime, env, algo, as_hyperparameters(algo, params))
         tasks.append(Task(run, {**settings, **length}, folder / run.slug))
     scores = {}
@@ -215,30 +262,34 @@ def tune(
     path = results / "tuning" / f"{suite}_{regime}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     all_params = dict.fromkeys(name for other in ALGORITHMS for name in search_space(other, uses))
-    columns = ["algo", "trial", "value", *envs, *all_params]
+    columns = ["algo", "trial", "seed", "value", *envs, *all_params]
+    first = untuned(suite, regime, algo, space)
 
-    while len(trials := trials_of(read_trials(path), algo, list(space))) < n_trials:
-        number = len(trials)
-        params = propose(space, trials, untuned(suite, regime, algo, space))
-        scores = run_trial(suite, regime, algo, number, params, results / ".runs" / "tuning", jobs, n_timesteps)
+    def trials() -> list[Trial]:
+        return trials_of(read_rows(path), algo, list(space))
+
+    while (step := next_step(trials(), n_trials, space, first)) is not None:
+        number, seed, params = step
+        scores = run_trial(suite, regime, algo, seed, params, results / ".runs" / "tuning", jobs, n_timesteps)
         # Geometric mean: twice the score counts the same in a game that is mastered and in one that has begun
         normalized = [max(LEAST_SCORE, normalize(suite, env, scores[env])) for env in envs]
         value = float(np.exp(np.mean(np.log(normalized))))
         row = {
             "algo": algo,
             "trial": str(number),
+            "seed": str(seed),
             "value": f"{value:.4g}",
             **{env: f"{scores[env]:.4g}" for env in envs},
             **{name: str(x) for name, x in params.items()},
         }
         with locked(results):
-            write_csv(path, columns, [*read_trials(path), row])
-        print(f"{algo} {number + 1}/{n_trials}: {value:.3f} with {params}", flush=True)
+            write_csv(path, columns, [*read_rows(path), row])
+        print(f"{algo} {number + 1}/{n_trials}, seed {seed}: {value:.3f} with {params}", flush=True)
 
-    best, value = max(trials[:n_trials], key=lambda trial: trial[1])
+    best = max((trials()[number] for number in finalists(trials()[:n_trials])), key=lambda trial: trial.mean)
     with locked(results):
-        write_best(tuned / f"{suite}.yml", regime, algo, as_hyperparameters(algo, best))
-    print(f"{algo}: the best of {n_trials} trials is {value:.3f} with {best}", flush=True)
+        write_best(tuned / f"{suite}.yml", regime, algo, as_hyperparameters(algo, best.params))
+    print(f"{algo}: the best of {n_trials} trials is {best.mean:.3f} with {best.params}", flush=True)
 
 
 def main() -> None:

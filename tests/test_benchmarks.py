@@ -222,12 +222,12 @@ def test_all_algorithms_search_the_same_space() -> None:
 def test_tuning_resumes_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proposed = []
 
-    def run_trial(suite: str, regime: str, algo: str, number: int, params: dict[str, Any], *_: Any) -> dict[str, float]:
+    def run_trial(suite: str, regime: str, algo: str, seed: int, params: dict[str, Any], *_: Any) -> dict[str, float]:
         if len(proposed) == stop_at:
             raise KeyboardInterrupt
-        proposed.append(params)
-        # best at a learning rate of 0.0005
-        score = 10 - abs(math.log(params["learning_rate"] / 5e-4))
+        proposed.append((seed, params))
+        # best at a learning rate of 0.0005, but with the first seed at 0.0008
+        score = 10 - abs(math.log(params["learning_rate"] / (8e-4 if seed == tune.SEEDS[0] else 5e-4)))
         return dict.fromkeys(suites.SUITES[suite].tuning_envs, score)
 
     monkeypatch.setattr(tune, "run_trial", run_trial)
@@ -240,9 +240,19 @@ def test_tuning_resumes_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.M
     resumed, proposed = proposed, []
     (tmp_path / "tuning" / "minatar_scarce.csv").unlink()
     tune.tune(*arguments)
-    assert resumed == proposed and len(proposed) == 12
+    assert resumed == proposed and [seed for seed, _ in proposed] == [1000] * 12 + [1001] * 3 + [1002] * 3
+    assert proposed[0][1] == {
+        **{"learning_rate": 0.001, "gae_lambda": 0.9, "ent_coef": 0.01},
+        **{"uses": 8, "clip_range": 0.2, "divergence_coef": 0.1},
+    }
 
-    best = min(proposed, key=lambda params: abs(math.log(params["learning_rate"] / 5e-4)))
+    def distance(params: dict[str, Any], learning_rate: float) -> float:
+        return abs(math.log(params["learning_rate"] / learning_rate))
+
+    trials = [params for _, params in proposed[:12]]
+    finalists = sorted(trials, key=lambda params: distance(params, 8e-4))[:3]
+    assert [params for _, params in proposed[12:]] == 2 * finalists
+    best = min(finalists, key=lambda params: distance(params, 8e-4) + 2 * distance(params, 5e-4))
     monkeypatch.setattr(suites, "TUNED", tmp_path / "tuned")
     assert suites.read_tuned("minatar", "scarce")["dapo"] == {**best, "learning_rate": f"lin_{best['learning_rate']}"}
 
