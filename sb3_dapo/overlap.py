@@ -65,6 +65,7 @@ class OverlappingRecorder(StepRecorder):
         self.device = model.device
         self.first, self.second = slice(0, venv.num_envs // 2), slice(venv.num_envs // 2, venv.num_envs)
         self._ahead: PolicyOutput | None = None  # what the policy said for the first half, which is on its way
+        self._second: VecEnvStepReturn | None = None  # the second half's last step
 
     def act(self, observations: PyTorchObs) -> PolicyOutput:
         """
@@ -103,7 +104,7 @@ class OverlappingRecorder(StepRecorder):
 
         :param model: the model, to which it shows where they have come
         """
-        if self._ahead is not None:
+        if self._ahead is not None and self._second is not None:
             observations, _, dones, _ = self.divisible.receive(self.first)
             model._last_obs = np.concatenate([observations, self._second[0]])
             model._last_episode_starts = np.concatenate([dones, self._second[2]])
