@@ -8,7 +8,6 @@ The task is the Catch of the tests: balls that fall are to be caught, seen as pi
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch as th
 from scipy import stats
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from store import stream_csv, write_table
 
 from sb3_dapo import DAPO
 
@@ -91,19 +91,11 @@ def main() -> None:
     th.set_num_threads(1)
 
     if not args.report:
-        with args.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            for seed in range(1, args.seeds + 1):
-                for path in PATHS:
-                    for row in train(path, seed):
-                        writer.writerow(row)
-                        file.flush()
-                    print(f"{path:16} seed {seed}  {float(row['score']):5.2f}", flush=True)
-    with args.output.open(newline="") as file:
-        text = table(list(csv.DictReader(file)))
-    args.output.with_suffix(".md").write_text(text + "\n")
-    print(text)
+        rows = (row for seed in range(1, args.seeds + 1) for path in PATHS for row in train(path, seed))
+        for row in stream_csv(args.output, COLUMNS, rows):
+            if row["timesteps"] == MARKS[-1]:
+                print(f"{row['path']:16} seed {row['seed']}  {float(row['score']):5.2f}", flush=True)
+    write_table(args.output, table)
 
 
 if __name__ == "__main__":

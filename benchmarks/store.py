@@ -5,7 +5,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +136,37 @@ def format_row(row: Mapping[str, Any]) -> dict[str, str]:
         name: ("" if math.isnan(row[name]) else f"{row[name]:.{DIGITS[name]}g}") if name in DIGITS else str(row[name])
         for name in COLUMNS
     }
+
+
+def stream_csv(path: Path, columns: list[str], rows: Iterable[Row]) -> Iterator[Row]:
+    """
+    Write each row of a new CSV file as soon as it is there.
+
+    :param path: the file
+    :param columns: names of the columns
+    :param rows: cells by column
+    :return: generator of the rows that have been written
+    """
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(row)
+            file.flush()
+            yield row
+
+
+def write_table(path: Path, table: Callable[[list[Row]], str]) -> None:
+    """
+    Write the table of a CSV file into the Markdown file beside it, and print it.
+
+    :param path: the CSV file
+    :param table: turns its rows into Markdown
+    """
+    with path.open(newline="") as file:
+        text = table(list(csv.DictReader(file)))
+    path.with_suffix(".md").write_text(text + "\n")
+    print(text)
 
 
 def write_csv(path: Path, columns: list[str], rows: Iterable[Mapping[str, str]]) -> None:

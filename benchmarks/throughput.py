@@ -27,6 +27,7 @@ import matplotlib as mpl
 import torch as th
 from matplotlib import pyplot as plt
 from matplotlib import ticker
+from store import stream_csv
 from throughput_worker import Settings
 
 RESULTS = Path(__file__).parent / "results"
@@ -262,15 +263,13 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     :param rows: its rows
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
-            file.flush()
-            setting = ", ".join(f"{key} {row[key]}" for key in ("n_envs", "n_epochs", "n_rollouts"))
-            speed = f"{row['steps_per_s']:7.0f} steps/s" if row["contestant"] != MACHINE and "note" not in row else ""
-            print(f"{row['contestant']:36} {setting}  {speed} {row.get('note', '')}", flush=True)
+    rounded = (
+        {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in rows
+    )
+    for row in stream_csv(path, COLUMNS, rounded):
+        setting = ", ".join(f"{key} {row[key]}" for key in ("n_envs", "n_epochs", "n_rollouts"))
+        speed = f"{row['steps_per_s']:7.0f} steps/s" if row["contestant"] != MACHINE and "note" not in row else ""
+        print(f"{row['contestant']:36} {setting}  {speed} {row.get('note', '')}", flush=True)
 
 
 # --- report -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ special case, where it computes what PPO does.
 """
 
 import argparse
-import csv
 import multiprocessing
 import os
 import platform
@@ -24,6 +23,7 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
+from store import stream_csv, write_table
 
 from sb3_dapo import DAPO
 
@@ -111,17 +111,9 @@ def main() -> None:
     args = parser.parse_args()
 
     if not args.report:
-        with args.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            for row in measure(args.tasks, args.runs):
-                writer.writerow(row)
-                file.flush()
-                print(f"{row['task']:10} {row['contestant']:26} {float(row['steps_per_s']):7.0f} steps/s", flush=True)
-    with args.output.open(newline="") as file:
-        text = table(list(csv.DictReader(file)))
-    args.output.with_suffix(".md").write_text(text + "\n")
-    print(text)
+        for row in stream_csv(args.output, COLUMNS, measure(args.tasks, args.runs)):
+            print(f"{row['task']:10} {row['contestant']:26} {float(row['steps_per_s']):7.0f} steps/s", flush=True)
+    write_table(args.output, table)
 
 
 if __name__ == "__main__":

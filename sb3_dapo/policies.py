@@ -96,7 +96,7 @@ def set_fast(policy: ActorCriticPolicy, fast: bool) -> None:
     :param fast: whether its Nature CNN and its Adam compute in their fast forms, equal within float tolerance
     """
     if isinstance(policy, CnnPolicy):
-        if fast and policy.device.type == "cpu":
+        if fast and not policy.fast and policy.device.type == "cpu":
             keep_freed_memory()
         policy.fast = fast
         policy.features_extractor.to(memory_format=th.channels_last if fast else th.contiguous_format)  # type: ignore[call-overload]

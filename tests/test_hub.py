@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
+from commands import Command, runner
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
@@ -427,25 +428,12 @@ def test_requirements_of_environments() -> None:
 # --- RL Zoo -------------------------------------------------------------------------------------------
 
 ZOO_REPO = "lab/dapo-CartPole-v1"
-Command = Callable[..., str]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
+def command(empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """Run `sb3-dapo` with arguments in an empty folder, return what it prints."""
-    pytest.importorskip("rl_zoo3")
-    from sb3_dapo.zoo.cli import main
-
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-    def run(*arguments: str) -> str:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["sb3-dapo", *arguments])
-        main()
-        return capfd.readouterr().out
-
-    return run
+    return runner(monkeypatch, capfd)
 
 
 SMALL = ("--hyperparams", "n_envs:2", "n_steps:32", "batch_size:64", "n_epochs:1")

@@ -16,25 +16,10 @@ from sb3_dapo import DAPO
 from sb3_dapo.panels import PANELS, TensorBoardPanels
 
 pytest.importorskip("rl_zoo3")
-from sb3_dapo.zoo.cli import main
 from sb3_dapo.zoo.plot import MAX_POINTS, draw_curve, plot_run, read_episodes, read_frame_skip, read_scalars
 from sb3_dapo.zoo.video import VideoRecorder
 
 PNG = b"\x89PNG"
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run `sb3-dapo` with arguments in an empty folder, return what it prints."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> str:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["sb3-dapo", *arguments])
-        main()
-        return capsys.readouterr().out
-
-    return run
 
 
 @pytest.fixture

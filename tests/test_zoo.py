@@ -31,26 +31,6 @@ BREAKOUT = "BreakoutNoFrameskip-v4"
 ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, where the commands keep their logs."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run `sb3-dapo` with arguments, return what it prints."""
-
-    def run(*arguments: str) -> str:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["sb3-dapo", *arguments])
-        main()
-        return capsys.readouterr().out
-
-    return run
-
-
 def prepare(algo: str, env_id: str, vec_env_type: str = "dummy", **hyperparams) -> ExperimentManager:
     """An experiment manager that has read and prepared its hyperparameters."""
     manager = ExperimentManager(
@@ -72,7 +52,7 @@ def test_importing_registers() -> None:
     assert len(gym.registry) == size
 
 
-def test_zoo_scripts_know_dapo_after_the_import_alone(folder: Path) -> None:
+def test_zoo_scripts_know_dapo_after_the_import_alone(empty_folder: Path) -> None:
     code = (
         "import sys, sb3_dapo.zoo; from rl_zoo3.train import train; "
         "sys.argv = ['train', '--algo', 'dapo', '--env', 'CartPole-v1', '-n', '256', '--eval-freq', '-1']; train()"
@@ -105,7 +85,7 @@ def test_entries_hold_only_known_hyperparameters(env_id: str) -> None:
     "ignore:.*out of date", "ignore:You have specified a mini-batch size", "ignore:builtin type"
 )
 @pytest.mark.parametrize("env_id", [name for name in HYPERPARAMS if name not in ("default", "atari")])
-def test_agents_are_built_from_every_entry(folder: Path, env_id: str) -> None:
+def test_agents_are_built_from_every_entry(empty_folder: Path, env_id: str) -> None:
     if env_id not in gym.registry:
         pytest.skip("environment is not installed")
     try:
@@ -401,7 +381,7 @@ def test_optimize(command) -> None:
     assert "params_divergence_coef" in header and "params_learning_rate" in header
 
 
-def test_console_script_on_atari(folder: Path) -> None:
+def test_console_script_on_atari(empty_folder: Path) -> None:
     pytest.importorskip("ale_py")
 
     def run(*arguments: str) -> str:

@@ -17,7 +17,9 @@ from matplotlib import pyplot as plt
 from matplotlib.backend_bases import FigureManagerBase
 from matplotlib.backends.registry import BackendFilter, backend_registry
 
-FOLDER = Path("logs", "plots")
+from sb3_dapo.zoo.cli import LOG_FOLDER, replaced_parser
+
+FOLDER = Path(LOG_FOLDER, "plots")
 N_THRESHOLDS = 200
 
 
@@ -55,7 +57,7 @@ def run(plot: Callable[[], None]) -> None:
 
     :param plot: a function of the Zoo that parses `sys.argv` and shows figures
     """
-    with mock.patch.dict(plot.__globals__, argparse=SimpleNamespace(ArgumentParser=parser)):
+    with replaced_parser(plot, parser):
         if plt.get_backend() in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
             plot()
         else:
