@@ -28,7 +28,7 @@ FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 REPS = 2000
 # A PPO that everything is compared with, the best of these
 PPO_VARIANTS = ("ppo", "ppo_ent", "ppo_target_kl", "ppo_adaptive_kl")
-DAPO_VARIANTS = ("dapo_1step", "dapo", "dapo_geppo", "dapo_plain", "dapo_1step_k1", "dapo_k1")
+DAPO_VARIANTS = ("dapo_1step", "dapo", "dapo_geppo", "dapo_plain")
 # PPO's family blue, other baselines grey, reuse without divergence green, DAPO red
 COLORS = {
     "ppo": "#9ecae1",
@@ -38,21 +38,14 @@ COLORS = {
     "trpo": "#636363",
     "a2c": "#bdbdbd",
     "vtrace": "#31a354",
-    "vtrace_k1": "#a1d99b",
     "geppo": "#006d2c",
     "dapo_geppo": "#a50f15",
     "dapo_1step": "#fd8d3c",
     "dapo": "#d62728",
     "dapo_plain": "#756bb1",
-    "dapo_1step_k1": "#fdbe85",
-    "dapo_k1": "#f4a3a3",
 }
 # The paper's question: among methods that reuse the same data, does the divergence help, and do its steps?
-PAPER_PAIRS = tuple(
-    (x + kept, y + kept)
-    for kept in ("_k1", "")
-    for x, y in (("dapo_1step", "vtrace"), ("dapo", "vtrace"), ("dapo", "dapo_1step"))
-)
+PAPER_PAIRS = (("dapo_1step", "vtrace"), ("dapo", "vtrace"), ("dapo", "dapo_1step"))
 
 Array = npt.NDArray[np.float64]
 Key = TypeVar("Key")

@@ -187,7 +187,9 @@ def parse_args() -> argparse.Namespace:
         "the results are skipped."
     )
     parser.add_argument("--suite", required=True, choices=list(SUITES))
-    parser.add_argument("--regime", default="scarce", choices=["plentiful", "scarce", "scarce16", "scarce32"])
+    parser.add_argument(
+        "--regime", default="scarce", choices=["plentiful", "scarce", "scarce16", "scarce32", "untuned"]
+    )
     parser.add_argument("--env", nargs="+", help="environments (default: all of the suite)")
     parser.add_argument(
         "--algos",

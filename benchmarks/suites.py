@@ -18,10 +18,12 @@ class Regime:
     """
     :param timesteps: environment steps: a number, one per environment, or None for the Zoo's
     :param uses: how often each transition is used, None for the Zoo's
+    :param tuned: whether the algorithms have the hyperparameters that they were tuned to
     """
 
     timesteps: int | Mapping[str, int] | None = None
     uses: int | None = None
+    tuned: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def _regimes(plentiful: int | None, scarce: int | Mapping[str, int]) -> dict[str
         "scarce": Regime(scarce, uses=8),
         "scarce16": Regime(scarce, uses=16),
         "scarce32": Regime(scarce, uses=32),
+        "untuned": Regime(scarce, uses=8, tuned=False),
     }
 
 
@@ -186,7 +189,10 @@ ADAPTIVE_KL = {
     "n_rollouts": 1,
     "policy_loss": "plain",
 }
-REUSE = {"n_rollouts": 4}
+# The hyperparameters of DAPO before tuning, which also tries to keep more rollouts
+REUSE = {"n_rollouts": 1}
+# Where the clip lies makes no difference to a single rollout
+GEPPO = {"n_rollouts": 4, "clip_center": "old"}
 
 ALGORITHMS = {
     "ppo": Algorithm("ppo", {"ent_coef": 0.0}, "PPO"),
@@ -195,19 +201,12 @@ ALGORITHMS = {
     "ppo_adaptive_kl": Algorithm("dapo", ADAPTIVE_KL, "PPO, adaptive KL"),
     "trpo": Algorithm("trpo", {}, "TRPO"),
     "a2c": Algorithm("a2c", {}, "A2C"),
-    "vtrace": Algorithm("dapo", {**REUSE, "divergence_coef": 0.0}, "V-trace reuse, no divergence"),
+    "vtrace": Algorithm("dapo", {**REUSE, "divergence_coef": 0.0}, "V-trace, no divergence"),
     "dapo_1step": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1, "divergence_steps": 0}, "DAPO, 1-step"),
     "dapo": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1}, "DAPO, multi-step"),
     "dapo_plain": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1, "policy_loss": "plain"}, "DAPO, unclipped"),
-    "geppo": Algorithm("dapo", {**REUSE, "divergence_coef": 0.0, "clip_center": "old"}, "V-trace reuse, GePPO's clip"),
-    "dapo_geppo": Algorithm(
-        "dapo", {**REUSE, "divergence_coef": 0.1, "clip_center": "old"}, "DAPO, multi-step, GePPO's clip"
-    ),
-    "vtrace_k1": Algorithm("dapo", {"n_rollouts": 1, "divergence_coef": 0.0}, "V-trace, one rollout"),
-    "dapo_1step_k1": Algorithm(
-        "dapo", {"n_rollouts": 1, "divergence_coef": 0.1, "divergence_steps": 0}, "DAPO, 1-step, one rollout"
-    ),
-    "dapo_k1": Algorithm("dapo", {"n_rollouts": 1, "divergence_coef": 0.1}, "DAPO, multi-step, one rollout"),
+    "geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.0}, "V-trace, GePPO's clip"),
+    "dapo_geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.1}, "DAPO, multi-step, GePPO's clip"),
 }
 
 # What the paper leaves open. `dapo+name=value` is `dapo`, tuned values included, with one hyperparameter changed
@@ -330,6 +329,8 @@ def read_tuned(suite: str, regime: str) -> dict[str, dict[str, Any]]:
     :return: the tuned hyperparameters of each algorithm. The regimes of more uses take those of `scarce` where they
         have none of their own
     """
+    if not SUITES[suite].regimes[regime].tuned:
+        return {}
     path = TUNED / f"{suite}.yml"
     regimes = (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
     tuned: dict[str, dict[str, Any]] = regimes.get(regime, {})

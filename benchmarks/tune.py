@@ -27,10 +27,10 @@ from suites import ALGORITHMS, SUITES, TUNED, hyperparameters, normalize
 
 # No result is made with these. All trials are run with the first, the best of them with all
 SEEDS = (1000, 1001, 1002)
-N_FINALISTS = 3
+N_FINALISTS = 2
 # Evaluations at the end of a run whose mean counts
 LAST = 3
-STARTUP_TRIALS = 8
+STARTUP_TRIALS = 5
 # Normalized scores below this count as this
 LEAST_SCORE = 0.01
 HEADER = "# Written by benchmarks/tune.py: by regime and algorithm the best of the trials in results/tuning\n"
@@ -40,7 +40,7 @@ Params = dict[str, Any]
 
 def search_space(algo: str, uses: int) -> dict[str, BaseDistribution]:
     """
-    The same for all algorithms, without what an algorithm does not have and with the one number that it alone has.
+    The same for all algorithms, without what an algorithm does not have and with what it alone has.
 
     :param algo: name of an algorithm
     :param uses: how often the regime uses each sample; half of it is tried too
@@ -55,6 +55,8 @@ def search_space(algo: str, uses: int) -> dict[str, BaseDistribution]:
         space["ent_coef"] = FloatDistribution(1e-3, 5e-2, log=True)
     if zoo_name != "a2c":
         space["uses"] = CategoricalDistribution((uses // 2, uses))
+    if zoo_name == "dapo" and algo != "ppo_adaptive_kl":
+        space["n_rollouts"] = CategoricalDistribution((1, 2, 4))
     if zoo_name in ("ppo", "dapo") and settings.get("policy_loss") != "plain":
         space["clip_range"] = CategoricalDistribution((0.1, 0.2, 0.3))
 
