@@ -21,18 +21,19 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rliable import library, metrics, plot_utils
 from store import RESULTS, read_rows
-from suites import ABLATIONS, ALGORITHMS, SUITES, normalize
+from suites import ABLATIONS, ALGORITHMS, SUITES, normalize, without_idle_changes
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 # Bootstrap samples of each interval
 REPS = 2000
 # A PPO that everything is compared with, the best of these
-PPO_VARIANTS = ("ppo", "ppo_ent", "ppo_target_kl", "ppo_adaptive_kl")
+PPO_VARIANTS = ("ppo", "ppo_ent", "ppo_fast", "ppo_target_kl", "ppo_adaptive_kl")
 DAPO_VARIANTS = ("dapo_1step", "dapo", "dapo_geppo", "dapo_plain")
 # PPO's family blue, other baselines grey, reuse without divergence green, DAPO red
 COLORS = {
     "ppo": "#9ecae1",
     "ppo_ent": "#3182bd",
+    "ppo_fast": "#3182bd",
     "ppo_target_kl": "#6baed6",
     "ppo_adaptive_kl": "#08306b",
     "trpo": "#636363",
@@ -453,7 +454,8 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str) -> str:
     rows = rows[rows.regime == regime]
     parts = []
     for question, algos in ABLATIONS.items():
-        own = rows[rows.algo.isin(algos)]
+        run_as = {algo: without_idle_changes(suite, regime, algo) for algo in algos}
+        own = pd.concat([rows[rows.algo == name].assign(algo=algo) for algo, name in run_as.items()])
         if own.algo.nunique() < 2:
             continue
         envs = complete_envs(own, suite)

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from store import BUSY, RESULTS, Row, Run, format_row, read_rows, read_settings, remove_settings, run_of
-from suites import ALGORITHMS, SUITES, hyperparameters
+from suites import ALGORITHMS, SUITES, hyperparameters, without_idle_changes
 
 WORKER = Path(__file__).parent / "worker.py"
 # What a rerun need not give again
@@ -225,7 +225,8 @@ def main() -> None:
     args = parse_args()
     results: Path = args.results.resolve()
     envs = args.env or list(SUITES[args.suite].scores)
-    runs = ordered(args.suite, args.regime, envs, args.algos, range(1, args.seeds + 1))
+    algos = dict.fromkeys(without_idle_changes(args.suite, args.regime, algo) for algo in args.algos)
+    runs = ordered(args.suite, args.regime, envs, algos, range(1, args.seeds + 1))
     length = {} if args.timesteps is None else {"n_timesteps": args.timesteps}
     params = {run: {**hyperparameters(run.suite, run.regime, run.env, run.algo), **length} for run in runs}
 

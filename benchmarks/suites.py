@@ -197,6 +197,12 @@ GEPPO = {"n_rollouts": 4, "clip_center": "old"}
 ALGORITHMS = {
     "ppo": Algorithm("ppo", {"ent_coef": 0.0}, "PPO"),
     "ppo_ent": Algorithm("ppo", {"ent_coef": 0.01}, "PPO + entropy"),
+    # In Atari games with the native environments and bfloat16, as DAPO
+    "ppo_fast": Algorithm(
+        "dapo",
+        {"advantage": "gae", "divergence_coef": 0.0, "n_rollouts": 1, "ent_coef": 0.01, "fast": True},
+        "PPO + entropy, as DAPO's special case",
+    ),
     "ppo_target_kl": Algorithm("ppo", {"target_kl": 0.02}, "PPO, target KL"),
     "ppo_adaptive_kl": Algorithm("dapo", ADAPTIVE_KL, "PPO, adaptive KL"),
     "trpo": Algorithm("trpo", {}, "TRPO"),
@@ -213,13 +219,13 @@ ALGORITHMS = {
 ABLATIONS = {
     "Steps of the divergence": ["dapo+divergence_steps=0", "dapo+divergence_steps=3", "dapo"],
     "Lambda of the divergence": [f"dapo+divergence_lambda={x}" for x in (0.1, 0.3, 0.5, 1.0)],
-    "c_bar of the divergence": [f"dapo+divergence_c_bar={x}" for x in (0.1, 0.3, 0.5, 1.0)],
+    "c_bar of the divergence": [*(f"dapo+divergence_c_bar={x}" for x in (0.1, 0.3, 0.5)), "dapo"],
     "Coefficient of the divergence, 1/eta": [f"dapo+divergence_coef={x}" for x in (0.01, 0.1, 0.5, 1.0, 2.0)],
     "Rollouts kept, K": [f"dapo+n_rollouts={x}" for x in (1, 2, 4, 8)],
-    "Family of the divergence": [f"dapo+divergence={x}" for x in ("kl", "reverse_kl", "tsallis", "hellinger")],
-    "Policy loss": [f"dapo+policy_loss={x}" for x in ("clip", "plain", "clip_augmented")],
-    "Center of the clip": [f"dapo+clip_center={x}" for x in ("behavior", "old")],
-    "Targets": ["dapo+exact_targets=false", "dapo+exact_targets=true"],
+    "Family of the divergence": ["dapo", *(f"dapo+divergence={x}" for x in ("reverse_kl", "tsallis", "hellinger"))],
+    "Policy loss": ["dapo", *(f"dapo+policy_loss={x}" for x in ("plain", "clip_augmented"))],
+    "Center of the clip": [f"dapo+n_rollouts=4{x}" for x in ("", "+clip_center=old")],
+    "Targets": ["dapo", "dapo+exact_targets=true"],
     "Control of 1/eta": [
         "dapo",
         "dapo+divergence_coef=lin_0.1",
@@ -298,6 +304,21 @@ def hyperparameters(
     return settings
 
 
+def without_idle_changes(suite: str, regime: str, algo: str) -> str:
+    """
+    :param suite: name of a suite
+    :param regime: name of one of its regimes
+    :param algo: name of an algorithm, with or without changes
+    :return: its name without the changes to what it has anyhow, so that no run is made twice under two names
+    """
+    env = SUITES[suite].tuning_envs[0]
+    name, *changes = algo.split("+")
+    for change in changes:
+        if hyperparameters(suite, regime, env, f"{name}+{change}") != hyperparameters(suite, regime, env, name):
+            name = f"{name}+{change}"
+    return name
+
+
 def uses_per_sample(zoo_name: str, settings: Mapping[str, Any]) -> int:
     """
     :param zoo_name: name of the class in the Zoo
@@ -345,13 +366,14 @@ def read_tuned(suite: str, regime: str) -> dict[str, dict[str, Any]]:
 
 def _base(suite: str, env: str, zoo_name: str) -> dict[str, Any]:
     """The Zoo's entry of an environment. What belongs to the environment is PPO's where the algorithm has no entry."""
-    family = "ppo" if zoo_name == "dapo" else zoo_name
+    if zoo_name == "dapo":
+        return {**_base(suite, env, "ppo"), **({"autocast": True} if "NoFrameskip" in env else {})}
     own = SUITES[suite].base
     if own is not None:
-        return dict(own[family])
+        return dict(own[zoo_name])
     of_env = ("policy", "policy_kwargs", "n_envs", "env_wrapper", "frame_stack", "normalize")
     ppo = _zoo_entry("ppo", env)
-    return _zoo_entry(family, env) or {name: ppo[name] for name in of_env if name in ppo}
+    return _zoo_entry(zoo_name, env) or {name: ppo[name] for name in of_env if name in ppo}
 
 
 def _zoo_entry(zoo_name: str, env: str) -> dict[str, Any]:

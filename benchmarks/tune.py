@@ -3,8 +3,8 @@ Tune the algorithms of a suite with Optuna, each with the same number of trials,
 
     python benchmarks/tune.py --suite minatar --algos ppo_ent dapo --trials 20 --jobs 2
 
-The first trial is the setting that the algorithm has without tuning. As one seed says little, the best trials are run
-with two more seeds, and the best of these by its mean goes to `benchmarks/hyperparams/SUITE.yml`, where `run.py` finds
+The first trial is the setting that the algorithm has without tuning. As one seed says little, this and the best trials
+are run with two more seeds, and the best of these by its mean goes to `benchmarks/hyperparams/SUITE.yml`, where `run.py` finds
 it. Every trial and seed is a row of `benchmarks/results/tuning/SUITE_REGIME.csv`. What is there is not run again, so
 that the command can be stopped and given again, also with more trials.
 """
@@ -55,7 +55,7 @@ def search_space(algo: str, uses: int) -> dict[str, BaseDistribution]:
         space["ent_coef"] = FloatDistribution(1e-3, 5e-2, log=True)
     if zoo_name != "a2c":
         space["uses"] = CategoricalDistribution((uses // 2, uses))
-    if zoo_name == "dapo" and algo != "ppo_adaptive_kl":
+    if zoo_name == "dapo" and settings.get("advantage") != "gae":
         space["n_rollouts"] = CategoricalDistribution((1, 2, 4))
     if zoo_name in ("ppo", "dapo") and settings.get("policy_loss") != "plain":
         space["clip_range"] = CategoricalDistribution((0.1, 0.2, 0.3))
@@ -188,9 +188,10 @@ def next_step(
 def finalists(trials: list[Trial]) -> list[int]:
     """
     :param trials: all trials
-    :return: numbers of those that did best with the first seed
+    :return: numbers of the first, and of those that did best with the first seed
     """
-    return sorted(range(len(trials)), key=lambda number: -trials[number].values[SEEDS[0]])[:N_FINALISTS]
+    best = sorted(range(len(trials)), key=lambda number: -trials[number].values[SEEDS[0]])[:N_FINALISTS]
+    return best if 0 in best else [0, *best]
 
 
 def write_best(path: Path, regime: str, algo: str, params: Params) -> None:
@@ -221,7 +222,7 @@ def run_trial(
     :param jobs: processes at a time
     :param n_timesteps: environment steps, None for the regime's
     :return: by environment the mean score at the end. A run that fails, as with numbers out of range, counts as random
-        play
+        play; if all do, this ends, as it is not the hyperparameters then
     """
     length = {} if n_timesteps is None else {"n_timesteps": n_timesteps}
     tasks = []
@@ -229,15 +230,18 @@ def run_trial(
         run = Run(suite, regime, env, algo, seed)
         settings = hyperparameters(suite, regime, env, algo, as_hyperparameters(algo, params))
         tasks.append(Task(run, {**settings, **length}, folder / run.slug))
-    scores = {}
+    scores, failed = {}, []
     for task, rows in run_all(tasks, jobs):
         if rows == []:
             sys.exit(f"{task.run} is being run by another process")
         if rows is None:
             print(f"{task.run} failed, see {task.log}", flush=True)
+            failed.append(task)
             scores[task.run.env] = SUITES[suite].scores[task.run.env][0]
         else:
             scores[task.run.env] = float(np.nanmean([row["score"] for row in rows[-LAST:]]))
+    if len(failed) == len(tasks):
+        sys.exit(f"{algo} failed in all games with {params}")
     return scores
 
 

@@ -73,6 +73,18 @@ def test_changes_of_an_algorithm_come_last() -> None:
     assert (changed["divergence_coef"], changed["n_rollouts"], changed["n_epochs"]) == (0.5, 2, 2)
 
 
+def test_changes_to_what_is_there_anyhow_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites, "TUNED", tmp_path)
+    tune.write_best(tmp_path / "minatar.yml", "scarce", "dapo", {"divergence_coef": 0.5, "n_rollouts": 2, "uses": 4})
+
+    def name(algo: str) -> str:
+        return suites.without_idle_changes("minatar", "scarce", algo)
+
+    assert name("dapo+divergence_coef=0.5") == name("dapo+n_rollouts=2") == "dapo"
+    assert name("dapo+divergence_coef=0.1+n_rollouts=2") == "dapo+divergence_coef=0.1"
+    assert name("dapo+divergence_coef=0.1+n_rollouts=4") == "dapo+divergence_coef=0.1+n_rollouts=4"
+
+
 def test_tuned_values_of_scarce_serve_more_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suites, "TUNED", tmp_path)
     tune.write_best(tmp_path / "minatar.yml", "scarce", "ppo", {"clip_range": 0.3, "uses": 4})
@@ -239,7 +251,7 @@ def test_tuning_resumes_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.M
     resumed, proposed = proposed, []
     (tmp_path / "tuning" / "minatar_scarce.csv").unlink()
     tune.tune(*arguments)
-    assert resumed == proposed and [seed for seed, _ in proposed] == [1000] * 12 + [1001] * 2 + [1002] * 2
+    assert resumed == proposed and [seed for seed, _ in proposed] == [1000] * 12 + [1001] * 3 + [1002] * 3
     assert proposed[0][1] == {
         **{"learning_rate": 0.001, "gae_lambda": 0.9, "ent_coef": 0.01},
         **{"uses": 8, "clip_range": 0.2, "divergence_coef": 0.1, "n_rollouts": 1},
@@ -249,7 +261,7 @@ def test_tuning_resumes_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.M
         return abs(math.log(params["learning_rate"] / learning_rate))
 
     trials = [params for _, params in proposed[:12]]
-    finalists = sorted(trials, key=lambda params: distance(params, 8e-4))[:2]
+    finalists = [trials[0], *sorted(trials, key=lambda params: distance(params, 8e-4))[:2]]
     assert [params for _, params in proposed[12:]] == 2 * finalists
     best = min(finalists, key=lambda params: distance(params, 8e-4) + 2 * distance(params, 5e-4))
     monkeypatch.setattr(suites, "TUNED", tmp_path / "tuned")
@@ -274,6 +286,7 @@ def test_estimates_are_those_of_rliable() -> None:
 
 def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "REPS", 50)
+    monkeypatch.setattr(suites, "TUNED", tmp_path)
     report.plt.switch_backend("agg")
     monkeypatch.setitem(report.mpl.rcParams, "svg.hashsalt", "fixed")
     rows = []
