@@ -33,6 +33,7 @@ class Suite:
     :param normalization: what these scores are
     :param regimes: the regimes by name
     :param tuning_envs: the environments that hyperparameters are tuned on
+    :param learning_rates: the lowest and the highest learning rate that is tried
     :param base: hyperparameters where the Zoo has none, by name of the class in the Zoo
     """
 
@@ -40,6 +41,7 @@ class Suite:
     normalization: str
     regimes: Mapping[str, Regime]
     tuning_envs: tuple[str, str]
+    learning_rates: tuple[float, float] = (1e-4, 3e-3)
     base: Mapping[str, Mapping[str, Any]] | None = None
 
 
@@ -108,6 +110,8 @@ SUITES = {
         "12.3 in Breakout, 62.5 in Freeway, 4.0 in Seaquest and 166 in SpaceInvaders",
         regimes=_regimes(plentiful=2_000_000, scarce=300_000),
         tuning_envs=("MinAtar/Asterix-v1", "MinAtar/Breakout-v1"),
+        # In a first search up to 0.003 PPO and DAPO were best at its upper end
+        learning_rates=(1e-3, 1e-2),
         # The Zoo has none: its PPO for Atari with the learning rate, lambda and clip range of the paper
         base={
             "ppo": {

@@ -3,8 +3,8 @@ Tune the algorithms of a suite with Optuna, each with the same number of trials,
 
     python benchmarks/tune.py --suite minatar --algos ppo_ent dapo --trials 20 --jobs 2
 
-The first trial is the setting that the algorithm has without tuning. As one seed says little, this and the best trials
-are run with two more seeds, and the best of these by its mean goes to `benchmarks/hyperparams/SUITE.yml`, where `run.py` finds
+The first trial is the setting that the algorithm has without tuning. As one seed says little, the best trials are run
+with two more seeds, and the best of these by its mean goes to `benchmarks/hyperparams/SUITE.yml`, where `run.py` finds
 it. Every trial and seed is a row of `benchmarks/results/tuning/SUITE_REGIME.csv`. What is there is not run again, so
 that the command can be stopped and given again, also with more trials.
 """
@@ -38,17 +38,22 @@ HEADER = "# Written by benchmarks/tune.py: by regime and algorithm the best of t
 Params = dict[str, Any]
 
 
-def search_space(algo: str, uses: int) -> dict[str, BaseDistribution]:
+def search_space(suite: str, regime: str, algo: str) -> dict[str, BaseDistribution]:
     """
     The same for all algorithms, without what an algorithm does not have and with what it alone has.
 
+    :param suite: name of a suite
+    :param regime: name of one of its regimes; half of its uses per sample are tried too
     :param algo: name of an algorithm
-    :param uses: how often the regime uses each sample; half of it is tried too
     :return: distributions by hyperparameter
+    :raises ValueError: if the regime has no number of uses
     """
+    uses = SUITES[suite].regimes[regime].uses
+    if uses is None:
+        raise ValueError(f"`regime` must have a number of uses per sample to tune for, got {regime!r}")
     zoo_name, settings = ALGORITHMS[algo].zoo_name, ALGORITHMS[algo].settings
     space: dict[str, BaseDistribution] = {
-        "learning_rate": FloatDistribution(2e-4, 3e-3, log=True),
+        "learning_rate": FloatDistribution(*SUITES[suite].learning_rates, log=True),
         "gae_lambda": CategoricalDistribution((0.8, 0.9, 0.95, 0.98)),
     }
     if algo != "ppo" and zoo_name != "trpo":
@@ -188,10 +193,9 @@ def next_step(
 def finalists(trials: list[Trial]) -> list[int]:
     """
     :param trials: all trials
-    :return: numbers of the first, and of those that did best with the first seed
+    :return: numbers of those that did best with the first seed
     """
-    best = sorted(range(len(trials)), key=lambda number: -trials[number].values[SEEDS[0]])[:N_FINALISTS]
-    return best if 0 in best else [0, *best]
+    return sorted(range(len(trials)), key=lambda number: -trials[number].values[SEEDS[0]])[:N_FINALISTS]
 
 
 def write_best(path: Path, regime: str, algo: str, params: Params) -> None:
@@ -260,14 +264,11 @@ def tune(
     :param jobs: processes at a time
     :param n_timesteps: environment steps, None for the regime's
     """
-    uses = SUITES[suite].regimes[regime].uses
-    if uses is None:
-        raise ValueError(f"`regime` must have a number of uses per sample to tune for, got {regime!r}")
     envs = SUITES[suite].tuning_envs
-    space = search_space(algo, uses)
+    space = search_space(suite, regime, algo)
     path = results / "tuning" / f"{suite}_{regime}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    all_params = dict.fromkeys(name for other in ALGORITHMS for name in search_space(other, uses))
+    all_params = dict.fromkeys(name for other in ALGORITHMS for name in search_space(suite, regime, other))
     columns = ["algo", "trial", "seed", "value", *envs, *all_params]
     first = untuned(suite, regime, algo, space)
 
