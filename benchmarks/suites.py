@@ -34,6 +34,8 @@ class Suite:
     :param regimes: the regimes by name
     :param tuning_envs: the environments that hyperparameters are tuned on
     :param learning_rates: the lowest and the highest learning rate that is tried
+    :param last_trials: hyperparameters that every algorithm tries at the end of tuning, as far as it has them: what a
+        first search found good, so that it matters less which algorithm was lucky to come near it
     :param base: hyperparameters where the Zoo has none, by name of the class in the Zoo
     """
 
@@ -42,6 +44,7 @@ class Suite:
     regimes: Mapping[str, Regime]
     tuning_envs: tuple[str, str]
     learning_rates: tuple[float, float] = (1e-4, 3e-3)
+    last_trials: tuple[Mapping[str, Any], ...] = ()
     base: Mapping[str, Mapping[str, Any]] | None = None
 
 
@@ -95,6 +98,14 @@ MINATAR = {
     "policy_kwargs": f"dict(features_extractor_class=get_class_by_name('{MINATAR_CNN}'), net_arch=[])",
     "n_envs": 8,
 }
+GOOD_IN_MINATAR = {
+    "learning_rate": 0.005,
+    "gae_lambda": 0.8,
+    "uses": 8,
+    "ent_coef": 0.005,
+    "divergence_coef": 0.1,
+    "n_steps": 16,
+}
 HUMAN = "0 is random play, 1 a professional player"
 
 SUITES = {
@@ -112,6 +123,10 @@ SUITES = {
         tuning_envs=("MinAtar/Asterix-v1", "MinAtar/Breakout-v1"),
         # In a first search up to 0.003 PPO and DAPO were best at its upper end
         learning_rates=(1e-3, 1e-2),
+        last_trials=(
+            {**GOOD_IN_MINATAR, "clip_range": 0.2, "n_rollouts": 2, "target_kl": 0.01},
+            {**GOOD_IN_MINATAR, "clip_range": 0.3, "n_rollouts": 4, "target_kl": 0.03},
+        ),
         # The Zoo has none: its PPO for Atari with the learning rate, lambda and clip range of the paper
         base={
             "ppo": {

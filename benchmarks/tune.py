@@ -3,10 +3,10 @@ Tune the algorithms of a suite with Optuna, each with the same number of trials,
 
     python benchmarks/tune.py --suite minatar --algos ppo_ent dapo --trials 20 --jobs 2
 
-The first trial is the setting that the algorithm has without tuning. As one seed says little, the best trials are run
-with two more seeds, and the best of these by its mean goes to `benchmarks/hyperparams/SUITE.yml`, where `run.py` finds
-it. Every trial and seed is a row of `benchmarks/results/tuning/SUITE_REGIME.csv`. What is there is not run again, so
-that the command can be stopped and given again, also with more trials.
+The first trial is the setting that the algorithm has without tuning, the last are the suite's. As one seed says little,
+the best trials are run with two more seeds, and the best of these by its mean goes to `benchmarks/hyperparams/SUITE.yml`,
+where `run.py` finds it. Every trial and seed is a row of `benchmarks/results/tuning/SUITE_REGIME.csv`. What is there is
+not run again, so that the command can be stopped and given again, also with more trials.
 """
 
 import argparse
@@ -109,17 +109,37 @@ def untuned(suite: str, regime: str, algo: str, space: Mapping[str, BaseDistribu
     return params
 
 
+def given_trials(
+    suite: str, regime: str, algo: str, space: Mapping[str, BaseDistribution], n_trials: int
+) -> dict[int, Params]:
+    """
+    :param suite: name of a suite
+    :param regime: name of one of its regimes
+    :param algo: name of an algorithm
+    :param space: distributions by hyperparameter
+    :param n_trials: number of trials
+    :return: by number the parameters of trials that Optuna does not draw: the untuned setting, and the suite's last
+    """
+    first = untuned(suite, regime, algo, space)
+    shared = SUITES[suite].last_trials if regime == "scarce" else ()
+    last = [{name: params[name] for name in space} for params in shared]
+    n_drawn = max(1, n_trials - len(last))
+    if algo == "ppo_adaptive_kl":
+        last = [{**params, "divergence_coef": shared[i]["target_kl"]} for i, params in enumerate(last)]
+    return {**({} if first is None else {0: first}), **{n_drawn + i: params for i, params in enumerate(last)}}
+
+
 def propose(
-    space: Mapping[str, BaseDistribution], trials: list[tuple[Params, float]], first: Params | None = None
+    space: Mapping[str, BaseDistribution], trials: list[tuple[Params, float]], given: Mapping[int, Params]
 ) -> Params:
     """
     :param space: distributions by hyperparameter
     :param trials: parameters and values of the trials so far
-    :param first: parameters of the first trial, None to draw them
+    :param given: by number the parameters of trials that Optuna does not draw
     :return: parameters of the next trial, the same for the same trials so far
     """
-    if first is not None and not trials:
-        return first
+    if len(trials) in given:
+        return given[len(trials)]
     sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=len(trials))
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for params, value in trials:
@@ -172,17 +192,17 @@ def trials_of(rows: list[dict[str, str]], algo: str, names: list[str]) -> list[T
 
 
 def next_step(
-    trials: list[Trial], n_trials: int, space: Mapping[str, BaseDistribution], first: Params | None
+    trials: list[Trial], n_trials: int, space: Mapping[str, BaseDistribution], given: Mapping[int, Params]
 ) -> tuple[int, int, Params] | None:
     """
     :param trials: so far
     :param n_trials: number of trials wanted
     :param space: distributions by hyperparameter
-    :param first: parameters of the first trial
+    :param given: by number the parameters of trials that Optuna does not draw
     :return: number, seed and parameters of what is to be run next, None if nothing is left
     """
     if len(trials) < n_trials:
-        return len(trials), SEEDS[0], propose(space, [(t.params, t.values[SEEDS[0]]) for t in trials], first)
+        return len(trials), SEEDS[0], propose(space, [(t.params, t.values[SEEDS[0]]) for t in trials], given)
     for seed in SEEDS[1:]:
         for number in finalists(trials[:n_trials]):
             if seed not in trials[number].values:
@@ -270,12 +290,12 @@ def tune(
     path.parent.mkdir(parents=True, exist_ok=True)
     all_params = dict.fromkeys(name for other in ALGORITHMS for name in search_space(suite, regime, other))
     columns = ["algo", "trial", "seed", "value", *envs, *all_params]
-    first = untuned(suite, regime, algo, space)
+    given = given_trials(suite, regime, algo, space, n_trials)
 
     def trials() -> list[Trial]:
         return trials_of(read_rows(path), algo, list(space))
 
-    while (step := next_step(trials(), n_trials, space, first)) is not None:
+    while (step := next_step(trials(), n_trials, space, given)) is not None:
         number, seed, params = step
         scores = run_trial(suite, regime, algo, seed, params, results / ".runs" / "tuning", jobs, n_timesteps)
         # Geometric mean: twice the score counts the same in a game that is mastered and in one that has begun
