@@ -4,9 +4,10 @@ Tune the algorithms of a suite with Optuna, each with the same number of trials,
     python benchmarks/tune.py --suite minatar --algos ppo_ent dapo --trials 20 --jobs 2
 
 The first trial is the setting that the algorithm has without tuning, the last are the suite's. As one seed says little,
-the best trials are run with two more seeds, and the best of these by its mean goes to `benchmarks/hyperparams/SUITE.yml`,
-where `run.py` finds it. Every trial and seed is a row of `benchmarks/results/tuning/SUITE_REGIME.csv`. What is there is
-not run again, so that the command can be stopped and given again, also with more trials.
+the best trials are run with two more seeds, and the best of these by its mean goes to
+`benchmarks/hyperparams/SUITE.yml`, where `run.py` finds it. Every trial and seed is a row of
+`benchmarks/results/tuning/SUITE_REGIME.csv`. What is there is not run again, so that the command can be stopped and
+given again, also with more trials.
 """
 
 import argparse
