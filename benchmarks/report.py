@@ -452,6 +452,8 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str) -> str:
     :return: Markdown, a table for each question of which two answers at least have been tried
     """
     rows = rows[rows.regime == regime]
+    if rows.empty:
+        return ""
     parts = []
     for question, algos in ABLATIONS.items():
         run_as = {algo: without_idle_changes(suite, regime, algo) for algo in algos}

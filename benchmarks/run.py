@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from store import BUSY, RESULTS, Row, Run, format_row, read_rows, read_settings, remove_settings, run_of
-from suites import ALGORITHMS, SUITES, hyperparameters, without_idle_changes
+from suites import ALGORITHMS, REGIMES, SUITES, hyperparameters, without_idle_changes
 
 WORKER = Path(__file__).parent / "worker.py"
 # What a rerun need not give again
@@ -187,9 +187,7 @@ def parse_args() -> argparse.Namespace:
         "the results are skipped."
     )
     parser.add_argument("--suite", required=True, choices=list(SUITES))
-    parser.add_argument(
-        "--regime", default="scarce", choices=["plentiful", "scarce", "scarce16", "scarce32", "untuned"]
-    )
+    parser.add_argument("--regime", default="scarce", choices=REGIMES)
     parser.add_argument("--env", nargs="+", help="environments (default: all of the suite)")
     parser.add_argument(
         "--algos",

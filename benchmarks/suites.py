@@ -71,6 +71,10 @@ def _regimes(plentiful: int | None, scarce: int | Mapping[str, int]) -> dict[str
     }
 
 
+# Names of the regimes, the same in every suite
+REGIMES = list(_regimes(None, 0))
+
+
 # Scores of random play and of a professional player, as everyone uses them since Wang et al. 2016
 # (https://arxiv.org/abs/1511.06581, no-op starts)
 ATARI_SCORES = {
@@ -332,9 +336,11 @@ def without_idle_changes(suite: str, regime: str, algo: str) -> str:
     """
     env = SUITES[suite].tuning_envs[0]
     name, *changes = algo.split("+")
+    settings = hyperparameters(suite, regime, env, name)
     for change in changes:
-        if hyperparameters(suite, regime, env, f"{name}+{change}") != hyperparameters(suite, regime, env, name):
-            name = f"{name}+{change}"
+        changed = hyperparameters(suite, regime, env, f"{name}+{change}")
+        if changed != settings:
+            name, settings = f"{name}+{change}", changed
     return name
 
 
