@@ -370,18 +370,20 @@ def table(rows: pd.DataFrame, compared: Comparison) -> str:
     return markdown(["Algorithm", "IQM", "Optimality gap", *better, "Uses", "Minutes", "Seeds"], cells)
 
 
-def games_table(rows: pd.DataFrame, compared: Comparison) -> str:
+def games_table(suite: str, compared: Comparison) -> str:
     """
-    :param rows: rows of a regime
+    :param suite: name of the suite
     :param compared: what is in the table
     :return: Markdown: mean final score in each environment and its standard deviation over seeds
     """
-    last = rows[rows.step == rows.groupby(["env", "algo", "seed"]).step.transform("max")]
     cells = []
     for algo in compared.best_first:
-        games = [last[(last.algo == algo) & (last.env == env)].score for env in compared.envs]
-        spread = [f" ± {game.std():.2g}" if len(game) > 1 else "" for game in games]
-        cells.append([label(algo), *(f"{game.mean():.3g}{std}" for game, std in zip(games, spread, strict=True))])
+        cells.append([label(algo)])
+        for env, final in zip(compared.envs, compared.scores[algo][:, :, -1].T, strict=True):
+            low, high = SUITES[suite].scores[env]
+            games = low + (high - low) * final
+            spread = f" ± {games.std(ddof=1):.2g}" if len(games) > 1 else ""
+            cells[-1].append(f"{games.mean():.3g}{spread}")
     return markdown(["Score", *map(short, compared.envs)], cells)
 
 
@@ -416,7 +418,7 @@ def regime_section(rows: pd.DataFrame, suite: str, regime: str, figures: Path, l
         f"{length[0].upper()}{length[1:]}. Normalized scores: {SUITES[suite].normalization}. Intervals: 95 %, of a "
         "stratified bootstrap over seeds, none where there is one seed.",
         table(rows, compared),
-        games_table(rows, compared),
+        games_table(suite, compared),
     ]
     partial = [algo for algo in ALGORITHMS if algo in set(rows.algo) - set(compared.scores)]
     if partial:

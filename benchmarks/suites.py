@@ -107,7 +107,10 @@ GOOD_IN_MINATAR = {
     "gae_lambda": 0.8,
     "uses": 8,
     "ent_coef": 0.005,
+    "clip_range": 0.3,
     "divergence_coef": 0.1,
+    "n_rollouts": 2,
+    "target_kl": 0.03,
     "n_steps": 16,
 }
 HUMAN = "0 is random play, 1 a professional player"
@@ -124,12 +127,16 @@ SUITES = {
         normalization="0 is random play, 1 what PPO with an entropy bonus reaches in 2,000,000 steps: 14.0 in Asterix, "
         "12.3 in Breakout, 62.5 in Freeway, 4.0 in Seaquest and 166 in SpaceInvaders",
         regimes=_regimes(plentiful=2_000_000, scarce=300_000),
-        tuning_envs=("MinAtar/Asterix-v1", "MinAtar/Breakout-v1"),
+        # Of different kinds: high learning rates are best in the first and harm in the second
+        tuning_envs=("MinAtar/Asterix-v1", "MinAtar/Seaquest-v1"),
         # In a first search up to 0.003 PPO and DAPO were best at its upper end
         learning_rates=(1e-3, 1e-2),
         last_trials=(
             {**GOOD_IN_MINATAR, "clip_range": 0.2, "n_rollouts": 2, "target_kl": 0.01},
-            {**GOOD_IN_MINATAR, "clip_range": 0.3, "n_rollouts": 4, "target_kl": 0.03},
+            {**GOOD_IN_MINATAR, "n_rollouts": 4},
+            {**GOOD_IN_MINATAR, "learning_rate": 0.0025, "gae_lambda": 0.6},
+            {**GOOD_IN_MINATAR, "learning_rate": 0.00289, "clip_range": 0.2, "ent_coef": 0.0212, "uses": 4},
+            {**GOOD_IN_MINATAR, "learning_rate": 0.0025, "gae_lambda": 0.6, "ent_coef": 0.02},
         ),
         # The Zoo has none: its PPO for Atari with the learning rate, lambda and clip range of the paper
         base={

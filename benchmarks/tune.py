@@ -55,7 +55,7 @@ def search_space(suite: str, regime: str, algo: str) -> dict[str, BaseDistributi
     zoo_name, settings = ALGORITHMS[algo].zoo_name, ALGORITHMS[algo].settings
     space: dict[str, BaseDistribution] = {
         "learning_rate": FloatDistribution(*SUITES[suite].learning_rates, log=True),
-        "gae_lambda": CategoricalDistribution((0.8, 0.9, 0.95, 0.98)),
+        "gae_lambda": CategoricalDistribution((0.6, 0.8, 0.9, 0.95, 0.98)),
     }
     if algo != "ppo" and zoo_name != "trpo":
         space["ent_coef"] = FloatDistribution(1e-3, 5e-2, log=True)
