@@ -132,7 +132,7 @@ SUITES = {
         # In a first search up to 0.003 PPO and DAPO were best at its upper end
         learning_rates=(1e-3, 1e-2),
         last_trials=(
-            {**GOOD_IN_MINATAR, "clip_range": 0.2, "n_rollouts": 2, "target_kl": 0.01},
+            {**GOOD_IN_MINATAR, "clip_range": 0.2, "target_kl": 0.01},
             {**GOOD_IN_MINATAR, "n_rollouts": 4},
             {**GOOD_IN_MINATAR, "learning_rate": 0.0025, "gae_lambda": 0.6},
             {**GOOD_IN_MINATAR, "learning_rate": 0.00289, "clip_range": 0.2, "ent_coef": 0.0212, "uses": 4},
@@ -250,7 +250,7 @@ ABLATIONS = {
     "Steps of the divergence": ["dapo+divergence_steps=0", "dapo+divergence_steps=3", "dapo"],
     "Lambda of the divergence": [f"dapo+divergence_lambda={x}" for x in (0.1, 0.3, 0.5, 1.0)],
     "c_bar of the divergence": [*(f"dapo+divergence_c_bar={x}" for x in (0.1, 0.3, 0.5)), "dapo"],
-    "Coefficient of the divergence, 1/eta": [f"dapo+divergence_coef={x}" for x in (0.01, 0.1, 0.5, 1.0, 2.0)],
+    "Coefficient of the divergence, 1/eta": [f"dapo+divergence_coef={x}" for x in (0, 0.01, 0.1, 0.5, 1.0, 2.0)],
     "Rollouts kept, K": [f"dapo+n_rollouts={x}" for x in (1, 2, 4, 8)],
     "Family of the divergence": ["dapo", *(f"dapo+divergence={x}" for x in ("reverse_kl", "tsallis", "hellinger"))],
     "Policy loss": ["dapo", *(f"dapo+policy_loss={x}" for x in ("plain", "clip_augmented"))],

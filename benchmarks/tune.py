@@ -28,7 +28,7 @@ from suites import ALGORITHMS, SUITES, TUNED, hyperparameters, normalize
 
 # No result is made with these. All trials are run with the first, the best of them with all
 SEEDS = (1000, 1001, 1002)
-N_FINALISTS = 2
+N_FINALISTS = 3
 # Evaluations at the end of a run whose mean counts
 LAST = 3
 STARTUP_TRIALS = 5

@@ -251,7 +251,7 @@ def test_tuning_resumes_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.M
     resumed, proposed = proposed, []
     (tmp_path / "tuning" / "minatar_scarce.csv").unlink()
     tune.tune(*arguments)
-    assert resumed == proposed and [seed for seed, _ in proposed] == [1000] * 12 + [1001] * 2 + [1002] * 2
+    assert resumed == proposed and [seed for seed, _ in proposed] == [1000] * 12 + [1001] * 3 + [1002] * 3
     assert proposed[0][1] == {
         **{"learning_rate": 0.001, "gae_lambda": 0.9, "ent_coef": 0.01},
         **{"uses": 8, "clip_range": 0.2, "divergence_coef": 0.1, "n_rollouts": 1},
@@ -264,7 +264,7 @@ def test_tuning_resumes_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.M
         return abs(math.log(params["learning_rate"] / learning_rate))
 
     trials = [params for _, params in proposed[:12]]
-    finalists = sorted(trials, key=lambda params: distance(params, 4e-3))[:2]
+    finalists = sorted(trials, key=lambda params: distance(params, 4e-3))[: tune.N_FINALISTS]
     assert [params for _, params in proposed[12:]] == 2 * finalists
     best = min(finalists, key=lambda params: distance(params, 4e-3) + 2 * distance(params, 2e-3))
     monkeypatch.setattr(suites, "TUNED", tmp_path / "tuned")
