@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rliable import library, metrics, plot_utils
 from store import RESULTS, read_rows
-from suites import ABLATIONS, ALGORITHMS, SUITES, normalize, without_idle_changes
+from suites import ABLATIONS, ALGORITHMS, SUITES, denormalize, normalize, without_idle_changes
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 # Bootstrap samples of each interval
@@ -378,12 +378,10 @@ def games_table(suite: str, compared: Comparison) -> str:
     """
     cells = []
     for algo in compared.best_first:
-        cells.append([label(algo)])
-        for env, final in zip(compared.envs, compared.scores[algo][:, :, -1].T, strict=True):
-            low, high = SUITES[suite].scores[env]
-            games = low + (high - low) * final
-            spread = f" ± {games.std(ddof=1):.2g}" if len(games) > 1 else ""
-            cells[-1].append(f"{games.mean():.3g}{spread}")
+        final = compared.scores[algo][:, :, -1]
+        games = [denormalize(suite, env, final[:, i]) for i, env in enumerate(compared.envs)]
+        spread = [f" ± {game.std(ddof=1):.2g}" if len(game) > 1 else "" for game in games]
+        cells.append([label(algo), *(f"{game.mean():.3g}{std}" for game, std in zip(games, spread, strict=True))])
     return markdown(["Score", *map(short, compared.envs)], cells)
 
 

@@ -375,6 +375,19 @@ def normalize(suite: str, env: str, score: float) -> float:
     return (score - low) / (high - low)
 
 
+def denormalize(suite: str, env: str, normalized: Any) -> Any:
+    """
+    The inverse of :func:`normalize`.
+
+    :param suite: name of a suite
+    :param env: one of its environments
+    :param normalized: score on the suite's scale, or an array of them
+    :return: score of the game
+    """
+    low, high = SUITES[suite].scores[env]
+    return low + (high - low) * normalized
+
+
 def read_tuned(suite: str, regime: str) -> dict[str, dict[str, Any]]:
     """
     :param suite: name of a suite

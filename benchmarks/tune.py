@@ -24,7 +24,7 @@ import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from run import Task, run_all
 from store import RESULTS, Run, locked, write_csv
-from suites import ALGORITHMS, SUITES, TUNED, hyperparameters, normalize
+from suites import ALGORITHMS, REGIMES, SUITES, TUNED, hyperparameters, normalize
 
 # No result is made with these. All trials are run with the first, the best of them with all
 SEEDS = (1000, 1001, 1002)
@@ -324,7 +324,7 @@ def main() -> None:
     """Tune the algorithms one after the other."""
     parser = argparse.ArgumentParser(description="Tune the algorithms of a suite, each with the same number of trials.")
     parser.add_argument("--suite", required=True, choices=list(SUITES))
-    parser.add_argument("--regime", default="scarce", choices=["scarce", "scarce16", "scarce32"])
+    parser.add_argument("--regime", default="scarce", choices=[name for name in REGIMES if name.startswith("scarce")])
     parser.add_argument("--algos", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS), metavar="ALGO")
     parser.add_argument("--trials", type=int, default=20, help="trials of each algorithm (default: 20)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, two at most are used (default: 1)")

@@ -264,7 +264,7 @@ def test_tuning_resumes_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.M
         return abs(math.log(params["learning_rate"] / learning_rate))
 
     trials = [params for _, params in proposed[:12]]
-    finalists = sorted(trials, key=lambda params: distance(params, 4e-3))[: tune.N_FINALISTS]
+    finalists = sorted(trials, key=lambda params: distance(params, 4e-3))[:3]
     assert [params for _, params in proposed[12:]] == 2 * finalists
     best = min(finalists, key=lambda params: distance(params, 4e-3) + 2 * distance(params, 2e-3))
     monkeypatch.setattr(suites, "TUNED", tmp_path / "tuned")
