@@ -60,10 +60,13 @@ def fast_nature_cnn(extractor: NatureCNN, images: th.Tensor) -> th.Tensor:
     first, *others = extractor.cnn
     assert isinstance(first, th.nn.Conv2d)
     weight = first.weight / 255.0
+    # Bytes are exact in bfloat16: where it is what convolutions compute in, floats in between would only take time
+    device = images.device.type
+    dtype = th.get_autocast_dtype(device) if th.is_autocast_enabled(device) else weight.dtype
     if images.shape[2] % BLOCK == 0 and images.shape[3] % BLOCK == 0:
-        x = F.conv2d(blocks_to_channels(images).float(), _blocked_kernel(weight), first.bias)
+        x = F.conv2d(blocks_to_channels(images).to(dtype), _blocked_kernel(weight), first.bias)
     else:
-        images = images.contiguous(memory_format=th.channels_last).float()
+        images = images.contiguous(memory_format=th.channels_last).to(dtype)
         x = F.conv2d(images, weight.contiguous(memory_format=th.channels_last), first.bias, stride=BLOCK)
     for layer in others:
         x = layer(x)
