@@ -1,5 +1,6 @@
 """Policies of DAPO: those of SB3's PPO, and a faster way to compute the Nature CNN."""
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
@@ -34,6 +35,10 @@ class CnnPolicy(ActorCriticCnnPolicy):
                 features = self._extract_features(obs, features_extractor)
             return features.float() if isinstance(features, th.Tensor) else (features[0].float(), features[1].float())
         return self._extract_features(obs, features_extractor)
+
+    def parameters_to_vector(self) -> np.ndarray:
+        # PyTorch's form wants channels first in memory
+        return th.cat([parameter.detach().flatten() for parameter in self.parameters()]).cpu().numpy()
 
     def _extract_features(
         self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None
@@ -110,5 +115,7 @@ def set_fast(policy: ActorCriticPolicy, fast: bool) -> None:
             for parameter in group["params"]:
                 state = optimizer.state[parameter]
                 if "step" in state:
-                    # the fused form counts its steps on the device
+                    # the fused form counts its steps on the device, and goes through its averages in the order of memory
                     state["step"] = state["step"].to(parameter.device if group["fused"] else "cpu")
+                    for name in state.keys() - {"step"}:
+                        state[name] = th.empty_like(parameter).copy_(state[name])
