@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,6 +137,17 @@ def format_row(row: Mapping[str, Any]) -> dict[str, str]:
         name: ("" if math.isnan(row[name]) else f"{row[name]:.{DIGITS[name]}g}") if name in DIGITS else str(row[name])
         for name in COLUMNS
     }
+
+
+def processor() -> str:
+    """
+    :return: name of the processor, and the units it has for fast arithmetic
+    """
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    names = {line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")}
+    units = [unit for unit in ("avx512f", "avx512_bf16", "amx_bf16") if unit in text.split()]
+    return " ".join([*sorted(names or {platform.processor() or platform.machine()}), *units])
 
 
 def stream_csv(path: Path, columns: list[str], rows: Iterable[Row]) -> Iterator[Row]:

@@ -14,7 +14,6 @@ import csv
 import dataclasses
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ import matplotlib as mpl
 import torch as th
 from matplotlib import pyplot as plt
 from matplotlib import ticker
-from store import stream_csv
+from store import processor, stream_csv
 from throughput_worker import Settings
 
 RESULTS = Path(__file__).parent / "results"
@@ -154,15 +153,9 @@ def machine(device: str) -> Row:
     :param device: "cpu" or "cuda"
     :return: the columns that say which machine this is
     """
-    names = {
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    }
-    units = [unit for unit in ("avx512f", "amx_bf16") if unit in Path("/proc/cpuinfo").read_text().split()]
     return {
         "device": th.cuda.get_device_name() if device == "cuda" else "cpu",
-        "cpu": " ".join([*sorted(names or {platform.processor()}), *units]),
+        "cpu": processor(),
         "cores": os.cpu_count(),
     }
 

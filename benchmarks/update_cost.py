@@ -12,7 +12,6 @@ special case, where it computes what PPO does.
 import argparse
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
-from store import stream_csv, write_table
+from store import processor, stream_csv, write_table
 
 from sb3_dapo import DAPO
 
@@ -75,7 +74,7 @@ def measure(tasks: Sequence[str], n_runs: int) -> Iterator[dict[str, Any]]:
     :param n_runs: of each contestant
     :return: a row for each run, the contestants taking turns
     """
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {th.__version__}"
+    machine = f"{processor()}, {os.cpu_count()} cores, torch {th.__version__}"
     for task in tasks:
         for run in range(1, n_runs + 1):
             for name in CONTESTANTS:

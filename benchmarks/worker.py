@@ -4,7 +4,6 @@ import argparse
 import fcntl
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import torch as th
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
-from store import BUSY, Row, Run, add_run
+from store import BUSY, Row, Run, add_run, processor
 from suites import algorithm, uses_per_sample
 
 from sb3_dapo.zoo import ExperimentManager
@@ -143,15 +142,17 @@ def versions() -> str:
     :return: versions of the packages, commit and machine
     """
     packages = [f"{name} {version(name)}" for name in PACKAGES]
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    device = th.cuda.get_device_name() if th.cuda.is_available() else "CPU"
-    return ", ".join([*packages, f"commit {git.stdout.strip() or 'unknown'}", f"{device} {platform.machine()}"])
+    commit = _git("describe", "--always") or "unknown"
+    # The results themselves change with every run
+    changed = "-dirty" if _git("status", "--porcelain", "--", ":/", ":(exclude)results") else ""
+    device = th.cuda.get_device_name() if th.cuda.is_available() else processor()
+    return ", ".join([*packages, f"commit {commit}{changed}", device])
+
+
+def _git(*arguments: str) -> str:
+    """What git says in this folder, nothing if it cannot."""
+    git = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return git.stdout.strip()
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ def set_fast(policy: ActorCriticPolicy, fast: bool) -> None:
             for parameter in group["params"]:
                 state = optimizer.state[parameter]
                 if "step" in state:
-                    # the fused form counts its steps on the device, and goes through its averages in the order of memory
+                    # the fused form counts its steps on the device, and reads the averages in the parameter's order
                     state["step"] = state["step"].to(parameter.device if group["fused"] else "cpu")
                     for name in state.keys() - {"step"}:
                         state[name] = th.empty_like(parameter).copy_(state[name])

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch as th
-from gymnasium import spaces
 
 for module in ("rl_zoo3", "rliable", "minatar"):
     pytest.importorskip(module)
@@ -27,8 +25,6 @@ import run as scheduler  # noqa: E402
 import store  # noqa: E402
 import suites  # noqa: E402
 import tune  # noqa: E402
-
-from sb3_dapo.minatar import MinAtarCnn  # noqa: E402
 
 SCARCE = [(suite, regime) for suite in suites.SUITES for regime in ("scarce", "scarce16", "scarce32")]
 
@@ -109,20 +105,6 @@ def test_tuned_values_of_scarce_serve_more_uses(tmp_path: Path, monkeypatch: pyt
 def test_unknown_names_are_refused(arguments: tuple[str, str, str, str], name: str) -> None:
     with pytest.raises(ValueError, match=name):
         suites.hyperparameters(*arguments)
-
-
-def test_minatar_cnn() -> None:
-    space = spaces.Box(0.0, 1.0, (10, 10, 4), dtype=bool)  # type: ignore[type-var]
-    network = MinAtarCnn(space)
-    observations = (th.rand(3, 10, 10, 4) < 0.2).float()
-    assert network(observations).shape == (3, 128)
-    # the channels are those of the last axis: the convolution, written out
-    with th.no_grad():
-        patch = observations[0, 2:5, 4:7]  # (3, 3, C)
-        expected = (network.conv.weight.permute(0, 2, 3, 1) * patch).sum(dim=(1, 2, 3)) + network.conv.bias
-        th.testing.assert_close(network.conv(observations.permute(0, 3, 1, 2))[0, :, 2, 4], expected)
-    with pytest.raises(ValueError, match="observation_space"):
-        MinAtarCnn(spaces.Box(0.0, 1.0, (4,)))
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

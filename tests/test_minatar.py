@@ -1,4 +1,4 @@
-"""The network for the MinAtar games, and the games themselves."""
+"""The network for the MinAtar games."""
 
 import numpy as np
 import pytest
