@@ -451,7 +451,8 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str) -> str:
     :param regime: one of its regimes
     :return: Markdown, a table for each question of which two answers at least have been tried
     """
-    rows = rows[rows.regime == regime]
+    envs = SUITES[suite].ablation_envs
+    rows = rows[(rows.regime == regime) & rows.env.isin(envs)]
     if rows.empty:
         return ""
     parts = []
@@ -460,11 +461,11 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str) -> str:
         own = pd.concat([rows[rows.algo == name].assign(algo=algo) for algo, name in run_as.items()])
         if own.algo.nunique() < 2:
             continue
-        envs = complete_envs(own, suite)
         compared = compare(score_arrays(own, algos, envs), envs)
         if len(compared.scores) > 1:
-            parts.append(f"#### {question}\n\n{table(own, compared)}")
-    return "\n".join([f"### `{suite}`, {regime}: ablations\n", *parts]) if parts else ""
+            parts.append(f"#### {question}\n\n{table(own, compared)}\n{games_table(suite, compared)}")
+    head = f"### `{suite}`, {regime}: ablations\n\nOn {', '.join(map(short, envs))}.\n"
+    return "\n".join([head, *parts]) if parts else ""
 
 
 def uses_section(rows: pd.DataFrame, suite: str, figures: Path, link: str) -> str:

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from store import BUSY, RESULTS, Row, Run, format_row, read_rows, read_settings, remove_settings, run_of
-from suites import ALGORITHMS, REGIMES, SUITES, hyperparameters, without_idle_changes
+from suites import ABLATIONS, ALGORITHMS, REGIMES, SUITES, hyperparameters, without_idle_changes
 
 WORKER = Path(__file__).parent / "worker.py"
 # What a rerun need not give again
@@ -188,12 +188,16 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--suite", required=True, choices=list(SUITES))
     parser.add_argument("--regime", default="scarce", choices=REGIMES)
-    parser.add_argument("--env", nargs="+", help="environments (default: all of the suite)")
-    parser.add_argument(
+    parser.add_argument("--env", nargs="+", help="environments (default: all of the suite, or those of its ablations)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--algos",
         nargs="+",
         default=list(ALGORITHMS),
         help=f"of {', '.join(ALGORITHMS)}; with +name=value for one hyperparameter changed (default: all)",
+    )
+    which.add_argument(
+        "--ablations", nargs="*", metavar="WORD", help="the ablations, or those with one of these words in their title"
     )
     parser.add_argument("--seeds", type=int, default=5, help="seeds 1 to N (default: 5)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, of one thread each (default: 1)")
@@ -209,8 +213,15 @@ def parse_args() -> argparse.Namespace:
     for name in ("seeds", "jobs"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.ablations is not None:
+        asked = [title for title in ABLATIONS if not args.ablations or any(w in title for w in args.ablations)]
+        if not asked:
+            parser.error(f"--ablations must be words of {', '.join(map(repr, ABLATIONS))}, got {args.ablations}")
+        args.algos = list(dict.fromkeys(algo for title in asked for algo in ABLATIONS[title]))
+    if args.env is None:
+        args.env = list(SUITES[args.suite].scores if args.ablations is None else SUITES[args.suite].ablation_envs)
     try:
-        for env in args.env or SUITES[args.suite].scores:
+        for env in args.env:
             for algo in args.algos:
                 hyperparameters(args.suite, args.regime, env, algo)
     except ValueError as error:
@@ -222,9 +233,8 @@ def main() -> None:
     """Run what is missing."""
     args = parse_args()
     results: Path = args.results.resolve()
-    envs = args.env or list(SUITES[args.suite].scores)
     algos = dict.fromkeys(without_idle_changes(args.suite, args.regime, algo) for algo in args.algos)
-    runs = ordered(args.suite, args.regime, envs, algos, range(1, args.seeds + 1))
+    runs = ordered(args.suite, args.regime, args.env, algos, range(1, args.seeds + 1))
     length = {} if args.timesteps is None else {"n_timesteps": args.timesteps}
     params = {run: {**hyperparameters(run.suite, run.regime, run.env, run.algo), **length} for run in runs}
 

@@ -33,6 +33,7 @@ class Suite:
     :param normalization: what these scores are
     :param regimes: the regimes by name
     :param tuning_envs: the environments that hyperparameters are tuned on
+    :param ablation_envs: the environments of the ablations
     :param learning_rates: the lowest and the highest learning rate that is tried
     :param last_trials: hyperparameters that every algorithm tries at the end of tuning, as far as it has them: what a
         first search found good, so that it matters less which algorithm was lucky to come near it
@@ -43,6 +44,7 @@ class Suite:
     normalization: str
     regimes: Mapping[str, Regime]
     tuning_envs: tuple[str, str]
+    ablation_envs: tuple[str, ...]
     learning_rates: tuple[float, float] = (1e-4, 3e-3)
     last_trials: tuple[Mapping[str, Any], ...] = ()
     base: Mapping[str, Mapping[str, Any]] | None = None
@@ -129,6 +131,7 @@ SUITES = {
         regimes=_regimes(plentiful=2_000_000, scarce=300_000),
         # Of different kinds: high learning rates are best in the first and harm in the second
         tuning_envs=("MinAtar/Asterix-v1", "MinAtar/Seaquest-v1"),
+        ablation_envs=("MinAtar/Asterix-v1", "MinAtar/Breakout-v1", "MinAtar/Seaquest-v1"),
         # In a first search up to 0.003 PPO and DAPO were best at its upper end
         learning_rates=(1e-3, 1e-2),
         last_trials=(
@@ -183,6 +186,7 @@ SUITES = {
             },
         ),
         tuning_envs=("CartPole-v1", "LunarLander-v3"),
+        ablation_envs=("CartPole-v1", "LunarLander-v3", "Pendulum-v1"),
     ),
     "mujoco": Suite(
         scores={
@@ -194,18 +198,21 @@ SUITES = {
         normalization="0 is random play, 1 an expert, with the scores of D4RL",
         regimes=_regimes(plentiful=None, scarce=100_000),
         tuning_envs=("HalfCheetah-v5", "Hopper-v5"),
+        ablation_envs=("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"),
     ),
     "atari5": Suite(
         scores=_atari("BattleZone", "DoubleDunk", "NameThisGame", "Phoenix", "Qbert"),
         normalization=HUMAN,
         regimes=_regimes(plentiful=None, scarce=500_000),
         tuning_envs=("PhoenixNoFrameskip-v4", "QbertNoFrameskip-v4"),
+        ablation_envs=("NameThisGameNoFrameskip-v4", "PhoenixNoFrameskip-v4", "QbertNoFrameskip-v4"),
     ),
     "paper": Suite(
         scores=_atari("Breakout", "Enduro", "Qbert", "Seaquest", "BeamRider", "SpaceInvaders", "Freeway", "Frostbite"),
         normalization=HUMAN,
         regimes=_regimes(plentiful=None, scarce=1_000_000),
         tuning_envs=("BreakoutNoFrameskip-v4", "QbertNoFrameskip-v4"),
+        ablation_envs=("BreakoutNoFrameskip-v4", "EnduroNoFrameskip-v4", "QbertNoFrameskip-v4"),
     ),
 }
 
