@@ -260,6 +260,11 @@ ABLATIONS = {
     "Coefficient of the divergence, 1/eta": [f"dapo+divergence_coef={x}" for x in (0, 0.01, 0.1, 0.5, 1.0, 2.0)],
     "Rollouts kept, K": [f"dapo+n_rollouts={x}" for x in (1, 2, 4, 8)],
     "Family of the divergence": ["dapo", *(f"dapo+divergence={x}" for x in ("reverse_kl", "tsallis", "hellinger"))],
+    "Divergence in the place of the clip": [
+        "dapo",
+        *(f"dapo+policy_loss=plain+divergence_coef={x}" for x in (1.0, 3.0, 10.0)),
+        "dapo+divergence_coef=3.0",
+    ],
     "Policy loss": ["dapo", *(f"dapo+policy_loss={x}" for x in ("plain", "clip_augmented"))],
     "Center of the clip": [f"dapo+n_rollouts=4{x}" for x in ("", "+clip_center=old")],
     "Targets": ["dapo", "dapo+exact_targets=true"],
