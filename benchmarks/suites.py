@@ -110,7 +110,6 @@ GOOD_IN_MINATAR = {
     "uses": 8,
     "ent_coef": 0.005,
     "clip_range": 0.3,
-    "divergence_coef": 0.1,
     "n_rollouts": 2,
     "target_kl": 0.03,
     "n_steps": 16,
@@ -247,7 +246,8 @@ ALGORITHMS = {
     "vtrace": Algorithm("dapo", {**REUSE, "divergence_coef": 0.0}, "V-trace, no divergence"),
     "dapo_1step": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1, "divergence_steps": 0}, "DAPO, 1-step"),
     "dapo": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1}, "DAPO, multi-step"),
-    "dapo_plain": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1, "policy_loss": "plain"}, "DAPO, unclipped"),
+    # Without the clip the divergence alone keeps updates small: it needs to be ten times as strong
+    "dapo_plain": Algorithm("dapo", {**REUSE, "divergence_coef": 1.0, "policy_loss": "plain"}, "DAPO, unclipped"),
     "geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.0}, "V-trace, GePPO's clip"),
     "dapo_geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.1}, "DAPO, multi-step, GePPO's clip"),
 }

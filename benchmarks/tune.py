@@ -73,7 +73,8 @@ def search_space(suite: str, regime: str, algo: str) -> dict[str, BaseDistributi
     elif algo == "ppo_adaptive_kl":
         space["divergence_coef"] = FloatDistribution(3e-3, 0.1, log=True)  # the target of the controller
     elif settings.get("divergence_coef"):
-        space["divergence_coef"] = FloatDistribution(0.01, 2.0, log=True)
+        lowest, highest = (0.1, 10.0) if settings.get("policy_loss") == "plain" else (0.01, 2.0)
+        space["divergence_coef"] = FloatDistribution(lowest, highest, log=True)
     return space
 
 
@@ -123,7 +124,8 @@ def given_trials(
     """
     first = untuned(suite, regime, algo, space)
     shared = SUITES[suite].last_trials if regime == "scarce" else ()
-    last = [{name: params[name] for name in space} for params in shared]
+    own = ALGORITHMS[algo].settings
+    last = [{name: params[name] if name in params else own[name] for name in space} for params in shared]
     n_drawn = max(1, n_trials - len(last))
     if algo == "ppo_adaptive_kl":
         last = [{**params, "divergence_coef": shared[i]["target_kl"]} for i, params in enumerate(last)]
