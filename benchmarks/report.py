@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rliable import library, metrics, plot_utils
-from store import RESULTS, read_rows
+from store import RESULTS, read_rows, read_settings
 from suites import ABLATIONS, ALGORITHMS, SUITES, denormalize, normalize, without_idle_changes
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
@@ -338,6 +338,28 @@ def markdown(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def number(value: float, digits: int) -> str:
+    """
+    :param value: a score
+    :param digits: significant ones, where it is not so large that it is rounded to an integer
+    :return: as tables show it
+    """
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
+
+
+def machines(results: Path, suite: str, regime: str) -> str:
+    """
+    :param results: folder of the results
+    :param suite: name of a suite
+    :param regime: one of its regimes
+    :return: a sentence that says what its runs were made on, nothing if that is not known
+    """
+    settings = read_settings(results, suite).items()
+    versions = [made_with for name, value in settings if name.split()[0] == regime for made_with in value["versions"]]
+    names = sorted({made_with.split(", ")[-1] for made_with in versions})
+    return f" Machines: {', '.join(names)}." if names else ""
+
+
 def short(env: str) -> str:
     """
     :param env: environment
@@ -350,7 +372,8 @@ def table(rows: pd.DataFrame, compared: Comparison) -> str:
     """
     :param rows: rows of a regime
     :param compared: what is in the table
-    :return: Markdown: the aggregates, the best algorithm first
+    :return: Markdown: the aggregates, the mean KL divergence from the policies that acted, uses, time; the best
+        algorithm first
     """
     last = rows[rows.step == rows.groupby(["env", "algo", "seed"]).step.transform("max")]
     cells = []
@@ -361,13 +384,14 @@ def table(rows: pd.DataFrame, compared: Comparison) -> str:
                 label(algo),
                 *map(str, compared.aggregates[algo]),
                 *([] if compared.reference is None else ["".join(map(str, compared.improvements.get(algo, [])))]),
+                f"{rows[rows.algo == algo].kl.mean():.2g}",
                 "/".join(map(str, sorted(own.uses_per_sample.unique()))),
                 f"{own.wall_s.median() / 60:.1f}",
                 str(len(compared.scores[algo])),
             ]
         )
     better = [] if compared.reference is None else [f"P(better than {label(compared.reference)})"]
-    return markdown(["Algorithm", "IQM", "Optimality gap", *better, "Uses", "Minutes", "Seeds"], cells)
+    return markdown(["Algorithm", "IQM", "Optimality gap", *better, "KL", "Uses", "Minutes", "Seeds"], cells)
 
 
 def games_table(suite: str, compared: Comparison) -> str:
@@ -380,14 +404,16 @@ def games_table(suite: str, compared: Comparison) -> str:
     for algo in compared.best_first:
         final = compared.scores[algo][:, :, -1]
         games = [denormalize(suite, env, final[:, i]) for i, env in enumerate(compared.envs)]
-        spread = [f" ± {game.std(ddof=1):.2g}" if len(game) > 1 else "" for game in games]
-        cells.append([label(algo), *(f"{game.mean():.3g}{std}" for game, std in zip(games, spread, strict=True))])
+        spread = [f" ± {number(game.std(ddof=1), 2)}" if len(game) > 1 else "" for game in games]
+        means = [number(game.mean(), 3) for game in games]
+        cells.append([label(algo), *(f"{mean}{std}" for mean, std in zip(means, spread, strict=True))])
     return markdown(["Score", *map(short, compared.envs)], cells)
 
 
-def regime_section(rows: pd.DataFrame, suite: str, regime: str, figures: Path, link: str) -> str:
+def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, figures: Path, link: str) -> str:
     """
     :param rows: rows of the suite
+    :param results: folder of the results
     :param suite: name of the suite
     :param regime: one of its regimes
     :param figures: folder of the figures
@@ -414,7 +440,7 @@ def regime_section(rows: pd.DataFrame, suite: str, regime: str, figures: Path, l
     parts = [
         f"### `{suite}`, {regime}",
         f"{length[0].upper()}{length[1:]}. Normalized scores: {SUITES[suite].normalization}. Intervals: 95 %, of a "
-        "stratified bootstrap over seeds, none where there is one seed.",
+        f"stratified bootstrap over seeds, none where there is one seed.{machines(results, suite, regime)}",
         table(rows, compared),
         games_table(suite, compared),
     ]
@@ -523,7 +549,7 @@ def report(results: Path, figures: Path, suite: str) -> Path | None:
     link = Path(os.path.relpath(figures, results)).as_posix()
     sections = [
         "<!-- Written by benchmarks/report.py from the CSV file beside it -->\n",
-        *(regime_section(rows, suite, regime, figures, link) for regime in SUITES[suite].regimes),
+        *(regime_section(rows, results, suite, regime, figures, link) for regime in SUITES[suite].regimes),
         uses_section(rows, suite, figures, link),
         *(ablation_section(rows, suite, regime) for regime in SUITES[suite].regimes),
     ]

@@ -237,7 +237,7 @@ ALGORITHMS = {
     "ppo_fast": Algorithm(
         "dapo",
         {"advantage": "gae", "divergence_coef": 0.0, "n_rollouts": 1, "ent_coef": 0.01, "fast": True},
-        "PPO + entropy, as DAPO's special case",
+        "PPO + entropy, fast",
     ),
     "ppo_target_kl": Algorithm("ppo", {"target_kl": 0.02}, "PPO, target KL"),
     "ppo_adaptive_kl": Algorithm("dapo", ADAPTIVE_KL, "PPO, adaptive KL"),
