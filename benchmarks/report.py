@@ -46,7 +46,7 @@ COLORS = {
     "dapo_plain": "#756bb1",
 }
 # The paper's question: among methods that reuse the same data, does the divergence help, and do its steps?
-PAPER_PAIRS = (("dapo_1step", "vtrace"), ("dapo", "vtrace"), ("dapo", "dapo_1step"))
+PAPER_PAIRS = (("dapo_1step", "vtrace"), ("dapo", "vtrace"), ("dapo_plain", "vtrace"), ("dapo", "dapo_1step"))
 
 Array = npt.NDArray[np.float64]
 Key = TypeVar("Key")
