@@ -35,6 +35,7 @@ def test_other_shapes(shape: tuple[int, ...]) -> None:
         MinAtarCnn(spaces.Box(0, 1, shape, np.float32))
 
 
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
 def test_trains(algo: type[DAPO]) -> None:
     pytest.importorskip("minatar.gym").register_envs()
     policy_kwargs = {"features_extractor_class": MinAtarCnn, "net_arch": []}
