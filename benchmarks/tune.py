@@ -125,7 +125,7 @@ def given_trials(
     first = untuned(suite, regime, algo, space)
     shared = SUITES[suite].last_trials if regime == "scarce" else ()
     own = ALGORITHMS[algo].settings
-    last = [{name: params[name] if name in params else own[name] for name in space} for params in shared]
+    last = [{name: {**own, **params}[name] for name in space} for params in shared]
     n_drawn = max(1, n_trials - len(last))
     if algo == "ppo_adaptive_kl":
         last = [{**params, "divergence_coef": shared[i]["target_kl"]} for i, params in enumerate(last)]

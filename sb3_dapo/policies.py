@@ -118,4 +118,5 @@ def set_fast(policy: ActorCriticPolicy, fast: bool) -> None:
                     # the fused form counts its steps on the device, and reads the averages in the parameter's order
                     state["step"] = state["step"].to(parameter.device if group["fused"] else "cpu")
                     for name in state.keys() - {"step"}:
-                        state[name] = th.empty_like(parameter).copy_(state[name])
+                        if state[name].stride() != parameter.stride():
+                            state[name] = th.empty_like(parameter).copy_(state[name])

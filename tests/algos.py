@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch as th
+
 from sb3_dapo import DAPO
 
 ALL_ALGOS: list[type[DAPO]] = [DAPO]
@@ -21,3 +23,11 @@ def make_model(algo: type[DAPO], policy: str, env: Any, **settings: Any) -> DAPO
     """
     policy_kwargs = {**SMALL_NET, **settings.pop("policy_kwargs", {})}
     return algo(policy, env, **{**SMALL, "policy_kwargs": policy_kwargs, **settings})
+
+
+def flat_parameters(model: DAPO) -> th.Tensor:
+    """
+    :param model: a model
+    :return: a copy of its policy's parameters, in one vector
+    """
+    return th.as_tensor(model.policy.parameters_to_vector())

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algos import make_model
+from algos import flat_parameters, make_model
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -70,10 +70,6 @@ def make(algo: type[DAPO], fault: str, value: float, at: int, as_dict: bool = Fa
     return make_model(algo, policy, env, n_steps=N_STEPS, **settings)
 
 
-def parameters(model: DAPO) -> th.Tensor:
-    return th.cat([p.detach().flatten().clone() for p in model.policy.parameters()])
-
-
 @pytest.mark.parametrize("nonfinite", ["raise", "skip"])
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("as_dict", [False, True])
@@ -83,7 +79,7 @@ def test_observations(algo: type[DAPO], value: float, nonfinite: str, as_dict: b
     name = "bad" if as_dict else "observation"
     with pytest.raises(NonFiniteError, match=f"the {name} of environment 1 at step 4 of the rollout is {value}"):
         model.learn(10 * N_STEPS)
-    assert th.isfinite(parameters(model)).all()
+    assert th.isfinite(flat_parameters(model)).all()
     assert model._n_updates == model.n_epochs, "the rollout before it has been learned from"
 
 
@@ -98,32 +94,32 @@ def test_terminal_observations(algo: type[DAPO], value: float) -> None:
     model = make(algo, "terminal observation", value, at=7)
     with pytest.raises(NonFiniteError, match="environment 1 at step 7 of the rollout"):
         model.learn(10 * N_STEPS)
-    assert th.isfinite(parameters(model)).all()
+    assert th.isfinite(flat_parameters(model)).all()
 
 
 @pytest.mark.parametrize("value", BAD)
 def test_rewards_raise(algo: type[DAPO], value: float) -> None:
     model = make(algo, "reward", value, at=5)
-    before = parameters(model)
+    before = flat_parameters(model)
     with pytest.raises(NonFiniteError, match=f"the reward of environment 1 at step 5 of the rollout is {value}"):
         model.learn(10 * N_STEPS)
-    assert th.equal(parameters(model), before)
+    assert th.equal(flat_parameters(model), before)
 
 
 @pytest.mark.parametrize("advantage", ["vtrace", "gae"])
 @pytest.mark.parametrize("value", BAD)
 def test_rewards_are_skipped(algo: type[DAPO], value: float, advantage: str) -> None:
     model = make(algo, "reward", value, at=5, nonfinite="skip", advantage=advantage, batch_size=4)
-    before = parameters(model)
+    before = flat_parameters(model)
     model.learn(2 * N_STEPS)  # one rollout
     n_minibatches = model.n_epochs * 2 * N_STEPS // 4
     assert 0 < model.logger.name_to_value["train/skipped_minibatches"] < n_minibatches
-    after = parameters(model)
+    after = flat_parameters(model)
     assert th.isfinite(after).all()
     assert not th.equal(after, before), "the other minibatches have been learned from"
     model.learn(2 * N_STEPS, reset_num_timesteps=False)
     assert model.logger.name_to_value["train/skipped_minibatches"] == 0
-    assert not th.equal(parameters(model), after)
+    assert not th.equal(flat_parameters(model), after)
 
 
 def test_reward_that_overflows(algo: type[DAPO]) -> None:
@@ -131,24 +127,24 @@ def test_reward_that_overflows(algo: type[DAPO]) -> None:
     model = make(algo, "reward", 1e30, at=5)
     with pytest.raises(NonFiniteError, match="loss or gradient is not finite \\(loss"):
         model.learn(10 * N_STEPS)
-    assert th.isfinite(parameters(model)).all()
+    assert th.isfinite(flat_parameters(model)).all()
 
 
 def test_network_that_overflows(algo: type[DAPO]) -> None:
     settings: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 8}
     model = make_model(algo, BrittlePolicy, FaultyEnv(), **settings)  # type: ignore[arg-type]
     model.learn(N_STEPS)
-    before = parameters(model)
+    before = flat_parameters(model)
     model.policy.broken = True  # type: ignore[assignment]
     with pytest.raises(NonFiniteError, match="loss or gradient is not finite"):
         model.learn(N_STEPS, reset_num_timesteps=False)
-    assert th.equal(parameters(model), before)
+    assert th.equal(flat_parameters(model), before)
 
     model = make_model(algo, BrittlePolicy, FaultyEnv(), nonfinite="skip", **settings)  # type: ignore[arg-type]
     model.policy.broken = True  # type: ignore[assignment]
-    before = parameters(model)
+    before = flat_parameters(model)
     model.learn(N_STEPS)
-    assert th.equal(parameters(model), before)
+    assert th.equal(flat_parameters(model), before)
     assert model.logger.name_to_value["train/skipped_minibatches"] == model.n_epochs * N_STEPS // 8
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from algos import flat_parameters
 from envs import CatchEnv
 from gymnasium import spaces
 from stable_baselines3 import PPO
@@ -45,10 +46,6 @@ def some_images(n_channels: int, height: int, width: int, batch_size: int = 5) -
 def make(algo: type[DAPO], **settings: Any) -> DAPO:
     env = make_vec_env(CatchEnv, 2, seed=0)
     return algo("CnnPolicy", env, **{**SETTINGS, "policy_kwargs": SMALL_CNN, **settings})
-
-
-def flat_parameters(model: DAPO) -> th.Tensor:
-    return th.as_tensor(model.policy.parameters_to_vector())
 
 
 def gradients(extractor: NatureCNN, features: th.Tensor) -> list[th.Tensor]:
