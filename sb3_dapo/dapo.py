@@ -290,8 +290,9 @@ class DAPO(PPO):
         try:
             with collecting(self, callback), stepping as recorder:
                 return super().collect_rollouts(recorder, callback, rollout_buffer, n_rollout_steps)
-        except ValueError:
-            # Distributions refuse what a policy makes of NaN: say where it came from
+        except (ValueError, RuntimeError):
+            # Distributions refuse what a policy makes of NaN (sampling does where their checks are off, which
+            # compiling a model does for all of the process): say where it came from
             rollout_buffer.check_observations(self._last_obs)
             raise
 

@@ -83,6 +83,19 @@ def test_observations(algo: type[DAPO], value: float, nonfinite: str, as_dict: b
     assert model._n_updates == model.n_epochs, "the rollout before it has been learned from"
 
 
+@pytest.mark.parametrize("value", BAD)
+def test_observations_where_distributions_do_not_check(algo: type[DAPO], value: float) -> None:
+    """As after a model with ``compile=True`` has been made in the same process."""
+    checked = th.distributions.Distribution._validate_args
+    th.distributions.Distribution.set_default_validate_args(False)
+    try:
+        model = make(algo, "observation", value, at=3)
+        with pytest.raises(NonFiniteError, match=f"observation of environment 1 at step 4 of the rollout is {value}"):
+            model.learn(10 * N_STEPS)
+    finally:
+        th.distributions.Distribution.set_default_validate_args(checked)
+
+
 def test_observation_after_the_last_step(algo: type[DAPO]) -> None:
     model = make(algo, "observation", BAD[0], at=N_STEPS - 2)
     with pytest.raises(NonFiniteError, match=f"environment 1 at step {N_STEPS - 1} of the rollout"):

@@ -14,6 +14,7 @@ import pytest
 import rl_zoo3.train
 import yaml
 from gymnasium import spaces
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
@@ -74,6 +75,8 @@ def test_entries_hold_only_known_hyperparameters(env_id: str) -> None:
     for name, value in entry.items():
         if isinstance(value, str) and name in SCHEDULED:
             parse_schedule(name, value)
+        elif name == "policy_loss":
+            assert value in ("clip", "plain")
         elif name not in {"policy", "policy_kwargs", "normalize", "env_wrapper", "normalize_advantage"}:
             assert isinstance(value, int | float), f"{name}: YAML reads {value!r} as text"
     if not env_id.startswith("atari"):
@@ -264,6 +267,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arguments = ["all-plots", "--algos", "dapo", "ppo", "--env", "CartPole-v1", "-o", "results", "--no-display"]
         patch.setattr(sys, "argv", ["sb3-dapo", *arguments])
         main()
+    plt.close("all")  # --no-display leaves them open, for the next command to save
     return folder / "results.pkl"
 
 
