@@ -518,21 +518,25 @@ def uses_section(rows: pd.DataFrame, suite: str, figures: Path, link: str) -> st
         if not final:
             continue
         points = {regime: values[0] for regime, values in estimates(final, iqm).items()}
-        cells.append([label(algo), *(str(points.get(regime, "")) for regime in regimes)])
-        x = [SUITES[suite].regimes[regime].uses or 0 for regime in points]
+        # Tuning may have chosen fewer uses than the regime allows
+        own = rows[rows.algo == algo].groupby("regime").uses_per_sample.max()
+        cells.append([label(algo), *(f"{points[r]} ({own[r]})" if r in points else "" for r in regimes)])
+        x = [own[regime] for regime in points]
         values = list(points.values())
         axes.plot(x, [e.value for e in values], marker="o", color=color(algo), label=label(algo))
         axes.fill_between(x, [e.low for e in values], [e.high for e in values], color=color(algo), alpha=0.15)
     uses = [SUITES[suite].regimes[regime].uses or 0 for regime in regimes]
     axes.set(xscale="log", xlabel="Uses per sample", ylabel="IQM of the normalized score")
-    axes.set_xticks(uses, map(str, uses))
+    ticks = sorted(rows.uses_per_sample.unique())
+    axes.set_xticks(ticks, map(str, ticks))
     axes.minorticks_off()
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     save(figure, figures, f"{suite}_uses")
-    head = f"### `{suite}`: uses per sample\n\nIQM on {', '.join(map(short, envs))}.\n\n"
-    body = markdown(["Algorithm", *(f"{n} uses" for n in uses)], cells)
+    games = ", ".join(map(short, envs))
+    head = f"### `{suite}`: uses per sample\n\nIQM on {games}, and the uses that each algorithm makes.\n\n"
+    body = markdown(["Algorithm", *(f"Up to {n} uses" for n in uses)], cells)
     return f"{head}{body}\n![{suite}: IQM against uses per sample]({link}/{suite}_uses.svg)\n"
 
 

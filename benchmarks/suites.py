@@ -255,6 +255,12 @@ ALGORITHMS = {
 # What the paper leaves open. `dapo+name=value` is `dapo`, tuned values included, with one hyperparameter changed
 ABLATIONS = {
     "Steps of the divergence": ["dapo+divergence_steps=0", "dapo+divergence_steps=3", "dapo"],
+    # A sum over steps is larger than its first term: the 1-step divergence is tried three times as strong too
+    "Steps of the divergence, without the clip": [
+        "dapo_plain",
+        *(f"dapo_plain+divergence_steps=0{x}" for x in ("", "+divergence_coef=3.0")),
+        "dapo_plain+divergence_coef=0.0",
+    ],
     "Lambda of the divergence": [f"dapo+divergence_lambda={x}" for x in (0.1, 0.3, 0.5, 1.0)],
     "c_bar of the divergence": [*(f"dapo+divergence_c_bar={x}" for x in (0.1, 0.3, 0.5)), "dapo"],
     "Coefficient of the divergence, 1/eta": [f"dapo+divergence_coef={x}" for x in (0, 0.01, 0.1, 0.5, 1.0, 2.0)],

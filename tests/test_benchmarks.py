@@ -198,6 +198,26 @@ def test_one_seed_of_everything_comes_first() -> None:
     assert [(run.algo, run.seed) for run in runs] == [("ppo", 1), ("dapo", 1), ("ppo", 2), ("dapo", 2)]
 
 
+def test_ablations_can_be_chosen_by_a_word(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listed(*words: str) -> set[tuple[str, str]]:
+        arguments = ["--suite", "minatar", "--seeds", "1", "--results", str(tmp_path), "--dry-run", "--ablations"]
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments, *words])
+        scheduler.main()
+        runs = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+        return {(env, algo) for _, env, algo, _, _ in runs}
+
+    games = suites.SUITES["minatar"].ablation_envs
+    title = "Steps of the divergence"
+    algos = {algo for name in suites.ABLATIONS if title in name for algo in suites.ABLATIONS[name]}
+    names = {suites.without_idle_changes("minatar", "scarce", algo) for algo in algos}
+    assert listed(title) == {(env, name) for env in games for name in names}
+    assert listed(title, "Targets") == listed(title) | listed("Targets")
+    assert listed() > listed(title)
+    with pytest.raises(SystemExit):
+        listed("nothing")
+    assert "--ablations must be words of" in capsys.readouterr().err
+
+
 # --- tuning -----------------------------------------------------------------------------------------------------------
 
 
