@@ -265,6 +265,9 @@ ABLATIONS = {
     "c_bar of the divergence": [*(f"dapo+divergence_c_bar={x}" for x in (0.1, 0.3, 0.5)), "dapo"],
     "Coefficient of the divergence, 1/eta": [f"dapo+divergence_coef={x}" for x in (0, 0.01, 0.1, 0.5, 1.0, 2.0)],
     "Rollouts kept, K": [f"dapo+n_rollouts={x}" for x in (1, 2, 4, 8)],
+    "Rollouts kept, with the divergence or the clip alone": [
+        f"{algo}+n_rollouts={x}" for x in (1, 2, 4) for algo in ("dapo_plain", "vtrace")
+    ],
     "Family of the divergence": ["dapo", *(f"dapo+divergence={x}" for x in ("reverse_kl", "tsallis", "hellinger"))],
     "Divergence in the place of the clip": [
         "dapo",
