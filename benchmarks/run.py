@@ -48,7 +48,7 @@ class Task:
     @property
     def log(self) -> Path:
         """What the run prints."""
-        return self.folder.with_suffix(".log")
+        return self.folder.with_name(f"{self.folder.name}.log")  # with_suffix would cut names with a point
 
     def start(self) -> subprocess.Popen[bytes]:
         """
