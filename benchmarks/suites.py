@@ -261,6 +261,12 @@ ABLATIONS = {
         *(f"dapo_plain+divergence_steps=0{x}" for x in ("", "+divergence_coef=3.0")),
         "dapo_plain+divergence_coef=0.0",
     ],
+    # Tuning led them to one and the same setting
+    "Divergence and its steps at one setting, with the clip": [
+        "vtrace",
+        "dapo_1step",
+        "dapo_1step+divergence_steps=null",
+    ],
     "Lambda of the divergence": [f"dapo+divergence_lambda={x}" for x in (0.1, 0.3, 0.5, 1.0)],
     "c_bar of the divergence": [*(f"dapo+divergence_c_bar={x}" for x in (0.1, 0.3, 0.5)), "dapo"],
     "Coefficient of the divergence, 1/eta": [f"dapo+divergence_coef={x}" for x in (0, 0.01, 0.1, 0.5, 1.0, 2.0)],
