@@ -45,6 +45,8 @@ COLORS = {
     "dapo": "#d62728",
     "dapo_plain": "#756bb1",
 }
+# Changes whose values do not say what they are
+CHANGES = {"divergence_steps=null": "with all steps"}
 # The paper's question: among methods that reuse the same data, does the divergence help, and do its steps?
 PAPER_PAIRS = (("dapo_1step", "vtrace"), ("dapo", "vtrace"), ("dapo_plain", "vtrace"), ("dapo", "dapo_1step"))
 
@@ -171,7 +173,7 @@ def label(algo: str) -> str:
     :return: its name in tables and figures
     """
     name, *changes = algo.split("+")
-    changed = ", ".join(change.replace("=", " = ") for change in changes)
+    changed = ", ".join(CHANGES.get(change, change.replace("=", " = ")) for change in changes)
     if changes and name == "dapo":  # what the ablations change
         return changed
     return ", ".join([ALGORITHMS[name].label, *([changed] if changes else [])])
