@@ -280,6 +280,13 @@ ABLATIONS = {
         *(f"dapo+policy_loss=plain+divergence_coef={x}" for x in (1.0, 3.0, 10.0)),
         "dapo+divergence_coef=3.0",
     ],
+    # What tuning chose for `dapo`
+    "PPO, the clip and the divergence at DAPO's setting": [
+        "ppo_ent+learning_rate=lin_0.005+ent_coef=0.005+uses=8",
+        "dapo+divergence_coef=0",
+        "dapo",
+        "dapo+policy_loss=plain+divergence_coef=1.0",
+    ],
     "Policy loss": ["dapo", *(f"dapo+policy_loss={x}" for x in ("plain", "clip_augmented"))],
     "Center of the clip": [f"dapo+n_rollouts=4{x}" for x in ("", "+clip_center=old")],
     "Targets": ["dapo", "dapo+exact_targets=true"],
