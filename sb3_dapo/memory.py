@@ -6,6 +6,8 @@ import platform
 # Parameters of glibc's mallopt(3)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 2**30
+# What older versions of glibc allow, which refuse more
+MAX_OLD_MMAP_THRESHOLD = 2**25
 
 
 def keep_freed_memory() -> None:
@@ -17,4 +19,5 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        libc.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        if not libc.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES):
+            libc.mallopt(M_MMAP_THRESHOLD, MAX_OLD_MMAP_THRESHOLD)
