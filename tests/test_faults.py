@@ -84,16 +84,14 @@ def test_observations(algo: type[DAPO], value: float, nonfinite: str, as_dict: b
 
 
 @pytest.mark.parametrize("value", BAD)
-def test_observations_where_distributions_do_not_check(algo: type[DAPO], value: float) -> None:
+def test_observations_where_distributions_do_not_check(
+    algo: type[DAPO], value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As after a model with ``compile=True`` has been made in the same process."""
-    checked = th.distributions.Distribution._validate_args
-    th.distributions.Distribution.set_default_validate_args(False)
-    try:
-        model = make(algo, "observation", value, at=3)
-        with pytest.raises(NonFiniteError, match=f"observation of environment 1 at step 4 of the rollout is {value}"):
-            model.learn(10 * N_STEPS)
-    finally:
-        th.distributions.Distribution.set_default_validate_args(checked)
+    monkeypatch.setattr(th.distributions.Distribution, "_validate_args", False)
+    model = make(algo, "observation", value, at=3)
+    with pytest.raises(NonFiniteError, match=f"observation of environment 1 at step 4 of the rollout is {value}"):
+        model.learn(10 * N_STEPS)
 
 
 def test_observation_after_the_last_step(algo: type[DAPO]) -> None:
