@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rliable import library, metrics, plot_utils
 from store import RESULTS, read_rows, read_settings
-from suites import ABLATIONS, ALGORITHMS, SUITES, denormalize, normalize, without_idle_changes
+from suites import ABLATIONS, ALGORITHMS, SUITES, denormalize, normalize, run_names
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 # Bootstrap samples of each interval
@@ -479,20 +479,19 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str) -> str:
     :param regime: one of its regimes
     :return: Markdown, a table for each question of which two answers at least have been tried
     """
-    envs = SUITES[suite].ablation_envs
-    rows = rows[(rows.regime == regime) & rows.env.isin(envs)]
-    if rows.empty:
-        return ""
-    parts = []
+    rows = rows[rows.regime == regime]
+    few, parts = SUITES[suite].ablation_envs, []
     for question, algos in ABLATIONS.items():
-        run_as = {algo: without_idle_changes(suite, regime, algo) for algo in algos}
+        run_as = run_names(suite, regime, algos)
         own = pd.concat([rows[rows.algo == name].assign(algo=algo) for algo, name in run_as.items()])
-        if own.algo.nunique() < 2:
-            continue
-        compared = compare(score_arrays(own, algos, envs), envs)
-        if len(compared.scores) > 1:
+        n_envs = own.groupby("algo").env.nunique()
+        envs = list(SUITES[suite].scores) if n_envs.min() == len(SUITES[suite].scores) else few
+        own = own[own.env.isin(envs)]
+        scores = score_arrays(own, algos, envs)
+        if len(scores) > 1:
+            compared = compare(scores, envs)
             parts.append(f"#### {question}\n\n{table(own, compared)}\n{games_table(suite, compared)}")
-    head = f"### `{suite}`, {regime}: ablations\n\nOn {', '.join(map(short, envs))}.\n"
+    head = f"### `{suite}`, {regime}: ablations\n\nOn {', '.join(map(short, few))}, or on all environments.\n"
     return "\n".join([head, *parts]) if parts else ""
 
 

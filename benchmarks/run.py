@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from store import BUSY, RESULTS, Row, Run, format_row, read_rows, read_settings, remove_settings, run_of
-from suites import ABLATIONS, ALGORITHMS, REGIMES, SUITES, hyperparameters, without_idle_changes
+from suites import ABLATIONS, ALGORITHMS, REGIMES, SUITES, hyperparameters, run_names
 
 WORKER = Path(__file__).parent / "worker.py"
 # What a rerun need not give again
@@ -233,8 +233,8 @@ def main() -> None:
     """Run what is missing."""
     args = parse_args()
     results: Path = args.results.resolve()
-    algos = dict.fromkeys(without_idle_changes(args.suite, args.regime, algo) for algo in args.algos)
-    runs = ordered(args.suite, args.regime, args.env, algos, range(1, args.seeds + 1))
+    names = dict.fromkeys(run_names(args.suite, args.regime, args.algos).values())
+    runs = ordered(args.suite, args.regime, args.env, names, range(1, args.seeds + 1))
     length = {} if args.timesteps is None else {"n_timesteps": args.timesteps}
     params = {run: {**hyperparameters(run.suite, run.regime, run.env, run.algo), **length} for run in runs}
 

@@ -1,9 +1,10 @@
 """What is run: the suites of environments, their regimes, the algorithms and their hyperparameters."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,13 @@ SUITES = {
                 "gae_lambda": 0.9,
                 "ent_coef": 0.01,
             },
-            # Conjugate gradients on half of a rollout: with the defaults a run takes ten times as long
+            # Conjugate gradients on a quarter of a rollout: with the defaults a run takes ten times as long
             "trpo": {
                 **MINATAR,
                 "n_steps": 256,
                 "batch_size": 256,
-                "sub_sampling_factor": 2,
+                "sub_sampling_factor": 4,
+                "cg_max_steps": 10,
                 "learning_rate": "lin_0.001",
                 "gae_lambda": 0.95,
                 "target_kl": 0.01,
@@ -254,6 +256,16 @@ ALGORITHMS = {
 
 # What the paper leaves open. `dapo+name=value` is `dapo`, tuned values included, with one hyperparameter changed
 ABLATIONS = {
+    # What tuning chose for PPO and unclipped DAPO, what it chose for `dapo`, and what lies between
+    "PPO and unclipped DAPO in the same settings": [
+        f"{algo}+learning_rate=lin_{learning_rate}+ent_coef={ent_coef}+uses={uses}"
+        for learning_rate, ent_coef, uses in product((0.00289, 0.005), (0.0212, 0.005), (4, 8))
+        for algo in ("ppo_ent", "dapo_plain")
+    ],
+    "PPO, the clip and the divergence in one setting": [
+        f"{algo}+learning_rate=lin_0.005+ent_coef=0.005+uses=8"
+        for algo in ("ppo_ent", "vtrace", "dapo", "dapo_plain")
+    ],
     "Steps of the divergence": ["dapo+divergence_steps=0", "dapo+divergence_steps=3", "dapo"],
     # A sum over steps is larger than its first term: the 1-step divergence is tried three times as strong too
     "Steps of the divergence, without the clip": [
@@ -279,13 +291,6 @@ ABLATIONS = {
         "dapo",
         *(f"dapo+policy_loss=plain+divergence_coef={x}" for x in (1.0, 3.0, 10.0)),
         "dapo+divergence_coef=3.0",
-    ],
-    # What tuning chose for `dapo`
-    "PPO, the clip and the divergence at DAPO's setting": [
-        "ppo_ent+learning_rate=lin_0.005+ent_coef=0.005+uses=8",
-        "dapo+divergence_coef=0",
-        "dapo",
-        "dapo+policy_loss=plain+divergence_coef=1.0",
     ],
     "Policy loss": ["dapo", *(f"dapo+policy_loss={x}" for x in ("plain", "clip_augmented"))],
     "Center of the clip": [f"dapo+n_rollouts=4{x}" for x in ("", "+clip_center=old")],
@@ -368,21 +373,26 @@ def hyperparameters(
     return settings
 
 
-def without_idle_changes(suite: str, regime: str, algo: str) -> str:
+def run_names(suite: str, regime: str, algos: Iterable[str]) -> dict[str, str]:
     """
     :param suite: name of a suite
     :param regime: name of one of its regimes
-    :param algo: name of an algorithm, with or without changes
-    :return: its name without the changes to what it has anyhow, so that no run is made twice under two names
+    :param algos: names of algorithms, with or without changes
+    :return: by name the name that its runs have: that of the first algorithm or ablation with the same hyperparameters,
+        so that no run is made twice under two names
     """
     env = SUITES[suite].tuning_envs[0]
-    name, *changes = algo.split("+")
-    settings = hyperparameters(suite, regime, env, name)
-    for change in changes:
-        changed = hyperparameters(suite, regime, env, f"{name}+{change}")
-        if changed != settings:
-            name, settings = f"{name}+{change}", changed
-    return name
+    tuned = read_tuned(suite, regime)
+
+    def key(name: str) -> tuple[str, dict[str, Any]]:
+        settings = hyperparameters(suite, regime, env, name, tuned.get(name.split("+")[0], {}))
+        return algorithm(name).zoo_name, settings
+
+    known = [(key(name), name) for name in dict.fromkeys([*ALGORITHMS, *chain(*ABLATIONS.values()), *algos])]
+    return {
+        name: name if name in ALGORITHMS else next(other for settings, other in known if settings == own)
+        for name, own in ((name, key(name)) for name in algos)
+    }
 
 
 def uses_per_sample(zoo_name: str, settings: Mapping[str, Any]) -> int:

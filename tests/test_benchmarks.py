@@ -69,16 +69,24 @@ def test_changes_of_an_algorithm_come_last() -> None:
     assert (changed["divergence_coef"], changed["n_rollouts"], changed["n_epochs"]) == (0.5, 2, 2)
 
 
-def test_changes_to_what_is_there_anyhow_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_settings_have_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suites, "TUNED", tmp_path)
     tune.write_best(tmp_path / "minatar.yml", "scarce", "dapo", {"divergence_coef": 0.5, "n_rollouts": 2, "uses": 4})
 
     def name(algo: str) -> str:
-        return suites.without_idle_changes("minatar", "scarce", algo)
+        return suites.run_names("minatar", "scarce", [algo])[algo]
 
     assert name("dapo+divergence_coef=0.5") == name("dapo+n_rollouts=2") == "dapo"
     assert name("dapo+divergence_coef=0.1+n_rollouts=2") == "dapo+divergence_coef=0.1"
     assert name("dapo+divergence_coef=0.1+n_rollouts=4") == "dapo+divergence_coef=0.1+n_rollouts=4"
+    assert name("dapo+divergence_coef=0+n_rollouts=1+uses=8") == "vtrace"
+
+
+@pytest.mark.parametrize("suite", suites.SUITES)
+def test_committed_results_have_the_names_of_today(suite: str) -> None:
+    for setting in store.read_settings(store.RESULTS, suite):
+        regime, _, algo = setting.split(maxsplit=2)
+        assert suites.run_names(suite, regime, [algo]) == {algo: algo}
 
 
 def test_tuned_values_of_scarce_serve_more_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +217,7 @@ def test_ablations_can_be_chosen_by_a_word(tmp_path: Path, capsys: Any, monkeypa
     games = suites.SUITES["minatar"].ablation_envs
     title = "Steps of the divergence"
     algos = {algo for name in suites.ABLATIONS if title in name for algo in suites.ABLATIONS[name]}
-    names = {suites.without_idle_changes("minatar", "scarce", algo) for algo in algos}
+    names = set(suites.run_names("minatar", "scarce", algos).values())
     assert listed(title) == {(env, name) for env in games for name in names}
     assert listed(title, "Targets") == listed(title) | listed("Targets")
     assert listed() > listed(title)
