@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rliable import library, metrics, plot_utils
 from store import RESULTS, read_rows, read_settings
-from suites import ABLATIONS, ALGORITHMS, SUITES, denormalize, normalize, run_names
+from suites import ABLATIONS, ALGORITHMS, BEST, SUITES, denormalize, normalize, run_names
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 # Bootstrap samples of each interval
@@ -46,7 +46,7 @@ COLORS = {
     "dapo_plain": "#756bb1",
 }
 # Changes whose values do not say what they are
-CHANGES = {"divergence_steps=null": "with all steps"}
+CHANGES = {"divergence_steps=null": "all steps", "divergence_steps=0": "1-step"}
 # The paper's question: among methods that reuse the same data, does the divergence help, and do its steps?
 PAPER_PAIRS = (("dapo_1step", "vtrace"), ("dapo", "vtrace"), ("dapo_plain", "vtrace"), ("dapo", "dapo_1step"))
 
@@ -172,11 +172,10 @@ def label(algo: str) -> str:
     :param algo: name of an algorithm, with or without changes
     :return: its name in tables and figures
     """
-    name, *changes = algo.split("+")
-    changed = ", ".join(CHANGES.get(change, change.replace("=", " = ")) for change in changes)
-    if changes and name == "dapo":  # what the ablations change
-        return changed
-    return ", ".join([ALGORITHMS[name].label, *([changed] if changes else [])])
+    ablated = algo.startswith(f"{BEST}+")
+    name, *changes = (algo.removeprefix(BEST) if ablated else algo).split("+")
+    changed = [CHANGES.get(change, change.replace("=", " = ")) for change in changes]
+    return ", ".join(changed if ablated else [ALGORITHMS[name].label, *changed])
 
 
 def color(algo: str) -> str:

@@ -305,7 +305,8 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report.plt.switch_backend("agg")
     monkeypatch.setitem(report.mpl.rcParams, "svg.hashsalt", "fixed")
     rows = []
-    ranked = ("ppo", "vtrace", "dapo_1step", "dapo", "dapo+divergence_coef=0.5", "dapo+divergence_coef=1.0")
+    changed = (f"{suites.BEST}+divergence_coef={x}" for x in (0.5, 2.0))
+    ranked = ("ppo", "vtrace", "dapo_1step", "dapo", *changed)
     for regime in ("scarce", "scarce16"):
         for rank, algo in enumerate(ranked):
             for env, (low, high) in suites.SUITES["minatar"].scores.items():
