@@ -73,13 +73,13 @@ def test_equal_settings_have_one_name(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(suites, "TUNED", tmp_path)
     tune.write_best(tmp_path / "minatar.yml", "scarce", "dapo", {"divergence_coef": 0.5, "n_rollouts": 2, "uses": 4})
 
-    def name(algo: str) -> str:
-        return suites.run_names("minatar", "scarce", [algo])[algo]
+    def names(*algos: str) -> list[str]:
+        return list(suites.run_names("minatar", "scarce", algos).values())
 
-    assert name("dapo+divergence_coef=0.5") == name("dapo+n_rollouts=2") == "dapo"
-    assert name("dapo+divergence_coef=0.1+n_rollouts=2") == "dapo+divergence_coef=0.1"
-    assert name("dapo+divergence_coef=0.1+n_rollouts=4") == "dapo+divergence_coef=0.1+n_rollouts=4"
-    assert name("dapo+divergence_coef=0+n_rollouts=1+uses=8") == "vtrace"
+    assert names("dapo+divergence_coef=0.5", "dapo+n_rollouts=2", "dapo") == ["dapo"] * 3
+    assert names("dapo+gamma=0.9", "dapo+gamma=0.9+n_rollouts=2") == ["dapo+gamma=0.9"] * 2
+    assert names("dapo+gamma=0.9+n_rollouts=4") == ["dapo+gamma=0.9+n_rollouts=4"]
+    assert names("dapo+divergence_coef=0+n_rollouts=1+uses=8") == ["vtrace"]
 
 
 @pytest.mark.parametrize("suite", suites.SUITES)
