@@ -46,7 +46,7 @@ COLORS = {
     "dapo_plain": "#756bb1",
 }
 # Changes whose values do not say what they are
-CHANGES = {"divergence_steps=null": "all steps", "divergence_steps=0": "1-step"}
+CHANGES = {"divergence_steps=null": "all steps"}
 # The paper's question: among methods that reuse the same data, does the divergence help, and do its steps?
 PAPER_PAIRS = (("dapo_1step", "vtrace"), ("dapo", "vtrace"), ("dapo_plain", "vtrace"), ("dapo", "dapo_1step"))
 
