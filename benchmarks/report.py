@@ -28,7 +28,7 @@ FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 REPS = 2000
 # A PPO that everything is compared with, the best of these
 PPO_VARIANTS = ("ppo", "ppo_ent", "ppo_fast", "ppo_target_kl", "ppo_adaptive_kl")
-DAPO_VARIANTS = ("dapo_1step", "dapo", "dapo_geppo", "dapo_plain")
+DAPO_VARIANTS = ("dapo_1step", "dapo", "dapo_geppo", "dapo_plain", "dapo_adaptive")
 # PPO's family blue, other baselines grey, reuse without divergence green, DAPO red
 COLORS = {
     "ppo": "#9ecae1",
@@ -44,6 +44,7 @@ COLORS = {
     "dapo_1step": "#fd8d3c",
     "dapo": "#d62728",
     "dapo_plain": "#756bb1",
+    "dapo_adaptive": "#3f007d",
 }
 # Changes whose values do not say what they are
 CHANGES = {"divergence_steps=null": "all steps"}

@@ -250,6 +250,12 @@ ALGORITHMS = {
     "dapo": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1}, "DAPO, multi-step"),
     # Without the clip the divergence alone keeps updates small: it needs to be ten times as strong
     "dapo_plain": Algorithm("dapo", {**REUSE, "divergence_coef": 1.0, "policy_loss": "plain"}, "DAPO, unclipped"),
+    # The divergence aimed for instead of its coefficient, as PPO's adaptive penalty has it
+    "dapo_adaptive": Algorithm(
+        "dapo",
+        {**REUSE, "divergence_coef": "adaptive_0.01", "policy_loss": "plain"},
+        "DAPO, unclipped, adaptive",
+    ),
     "geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.0}, "V-trace, GePPO's clip"),
     "dapo_geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.1}, "DAPO, multi-step, GePPO's clip"),
 }

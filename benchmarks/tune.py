@@ -39,6 +39,14 @@ HEADER = "# Written by benchmarks/tune.py: by regime and algorithm the best of t
 Params = dict[str, Any]
 
 
+def is_adaptive(algo: str) -> bool:
+    """
+    :param algo: name of an algorithm
+    :return: whether a controller keeps its divergence near a target
+    """
+    return str(ALGORITHMS[algo].settings.get("divergence_coef")).startswith("adaptive_")
+
+
 def search_space(suite: str, regime: str, algo: str) -> dict[str, BaseDistribution]:
     """
     The same for all algorithms, without what an algorithm does not have and with what it alone has.
@@ -70,7 +78,7 @@ def search_space(suite: str, regime: str, algo: str) -> dict[str, BaseDistributi
         space["n_steps"] = CategoricalDistribution((5, 8, 16, 32))
     elif zoo_name == "trpo" or algo == "ppo_target_kl":
         space["target_kl"] = FloatDistribution(3e-3, 0.1, log=True)
-    elif algo == "ppo_adaptive_kl":
+    elif is_adaptive(algo):
         space["divergence_coef"] = FloatDistribution(3e-3, 0.1, log=True)  # the target of the controller
     elif settings.get("divergence_coef"):
         lowest, highest = (0.1, 10.0) if settings.get("policy_loss") == "plain" else (0.01, 2.0)
@@ -85,7 +93,7 @@ def as_hyperparameters(algo: str, params: Params) -> Params:
     :return: as the Zoo wants it: the learning rate falls to 0, a controller is named with its target
     """
     changed = {"learning_rate": f"lin_{params['learning_rate']}"}
-    if algo == "ppo_adaptive_kl":
+    if is_adaptive(algo):
         changed["divergence_coef"] = f"adaptive_{params['divergence_coef']}"
     return {**params, **changed}
 
@@ -127,7 +135,7 @@ def given_trials(
     own = ALGORITHMS[algo].settings
     last = [{name: {**own, **params}[name] for name in space} for params in shared]
     n_drawn = max(1, n_trials - len(last))
-    if algo == "ppo_adaptive_kl":
+    if is_adaptive(algo):
         last = [{**params, "divergence_coef": shared[i]["target_kl"]} for i, params in enumerate(last)]
     return {**({} if first is None else {0: first}), **{n_drawn + i: params for i, params in enumerate(last)}}
 
