@@ -34,6 +34,7 @@ def check_arguments(model: "DAPO") -> None:
         if not callable(value) and not (value is None and name == "clip_range_vf"):
             check_scheduled(name, value)
     check("advantage", model.advantage, model.advantage in ("vtrace", "gae"), "'vtrace' or 'gae'")
+    check("target_update", model.target_update, model.target_update in ("epoch", "update"), "'epoch' or 'update'")
     check(
         "policy_loss",
         model.policy_loss,

@@ -501,6 +501,7 @@ WRONG_VALUES: dict[str, list[Any]] = {
     "advantage": ["td", None, True],
     "policy_loss": ["ppo", None],
     "exact_targets": ["yes", None, 2],
+    "target_update": ["minibatch", None, True],
     "rollout_buffer_class": [RolloutBuffer, dict, "RolloutRing"],
 }
 WRONG = [pytest.param(name, value, id=f"{name}={value!r}") for name, values in WRONG_VALUES.items() for value in values]
