@@ -33,7 +33,8 @@ def check_arguments(model: "DAPO") -> None:
         value = getattr(model, name)
         if not callable(value) and not (value is None and name == "clip_range_vf"):
             check_scheduled(name, value)
-    check("advantage", model.advantage, model.advantage in ("vtrace", "gae"), "'vtrace' or 'gae'")
+    advantages = ("vtrace", "vtrace_gae", "gae")
+    check("advantage", model.advantage, model.advantage in advantages, "'vtrace', 'vtrace_gae' or 'gae'")
     check("target_update", model.target_update, model.target_update in ("epoch", "update"), "'epoch' or 'update'")
     check(
         "policy_loss",
@@ -51,7 +52,7 @@ def check_arguments(model: "DAPO") -> None:
         check(name, getattr(model, name), isinstance(getattr(model, name), bool), "True or False")
     is_cnn = issubclass(model.policy_class, CnnPolicy)
     check("autocast", model.autocast, is_cnn or not model.autocast, "False for policies other than CnnPolicy")
-    if model.advantage == "vtrace":
+    if model.advantage != "gae":
         check("rho_bar", model.rho_bar, model.rho_bar >= model.c_bar, f"at least `c_bar` ({model.c_bar})")
     if normalize:
         reason = "as the advantages of a minibatch are normalized"

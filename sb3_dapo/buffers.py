@@ -365,6 +365,7 @@ class RolloutRing(RolloutBuffer):
         divergence: Divergence,
         bootstrap_values: th.Tensor | None,
         *,
+        advantage_lam: float = 1.0,
         rho_bar: float,
         c_bar: float,
         divergence_lambda: float,
@@ -377,6 +378,7 @@ class RolloutRing(RolloutBuffer):
         :param divergence: gives f
         :param bootstrap_values: values of :meth:`bootstrap_batches`; ``None`` leaves the advantages and returns
             as they are, fixed at collection by GAE
+        :param advantage_lam: see :func:`~sb3_dapo.estimators.vtrace`
         :param rho_bar: see :func:`~sb3_dapo.estimators.vtrace`
         :param c_bar: see :func:`~sb3_dapo.estimators.vtrace`
         :param divergence_lambda: ``lam`` of :func:`~sb3_dapo.estimators.multi_step_divergence`
@@ -400,6 +402,7 @@ class RolloutRing(RolloutBuffer):
                 self.gamma * (~terminated).float(),
                 continues,
                 lam=self.gae_lambda,
+                advantage_lam=advantage_lam,
                 rho_bar=rho_bar,
                 c_bar=c_bar,
             )

@@ -181,7 +181,7 @@ class DAPO(PPO):
         rho_bar: float = 1.0,
         c_bar: float = 1.0,
         n_rollouts: int = 1,
-        advantage: Literal["vtrace", "gae"] = "vtrace",
+        advantage: Literal["vtrace", "vtrace_gae", "gae"] = "vtrace",
         policy_loss: Literal["clip", "plain", "clip_augmented"] = "clip",
         clip_center: Literal["behavior", "old"] = "behavior",
         exact_targets: bool = False,
@@ -431,7 +431,7 @@ class DAPO(PPO):
         if clip_range_vf is not None:
             # Clip the difference between old and new value
             values = samples.old_values + th.clamp(values - samples.old_values, -clip_range_vf, clip_range_vf)
-        if self.advantage == "vtrace":
+        if self.advantage != "gae":
             weights = ratio.detach().clamp(max=MAX_VALUE_WEIGHT)
             value_loss = th.mean(weights * (samples.returns - values) ** 2)
         else:
@@ -556,13 +556,14 @@ class DAPO(PPO):
                 values, log_prob, _ = self.policy.evaluate_actions(samples.observations, samples.actions)
                 buffer.record_visit(samples.indices, values.flatten(), log_prob)
         bootstrap_values = None
-        if self.advantage == "vtrace" and new_values:
+        if self.advantage != "gae" and new_values:
             bootstrap_values = th.cat(
                 [self.policy.predict_values(obs).flatten() for obs in buffer.bootstrap_batches(self.batch_size)]
             )
         buffer.update_targets(
             self.divergence,
             bootstrap_values,
+            advantage_lam=self.gae_lambda if self.advantage == "vtrace_gae" else 1.0,
             rho_bar=self.rho_bar,
             c_bar=self.c_bar,
             divergence_lambda=self.gae_lambda if self.divergence_lambda is None else self.divergence_lambda,

@@ -40,6 +40,7 @@ def vtrace(
     continues: th.Tensor,
     *,
     lam: float = 1.0,
+    advantage_lam: float = 1.0,
     rho_bar: float = 1.0,
     c_bar: float = 1.0,
 ) -> VTraceReturns:
@@ -52,7 +53,8 @@ def vtrace(
         v_t = V_t + delta_t + discount_t continues_t c_t (v_{t+1} - V_{t+1})
         A_t = r_t + discount_t v'_t - V_t
 
-    where v'_t is v_{t+1} as long as the episode goes on inside the trajectory, and V'_t otherwise.
+    where v'_t is v_{t+1} as long as the episode goes on inside the trajectory, and V'_t otherwise. With ``advantage_lam``
+    below 1 it lies between the two, ``V'_t + advantage_lam (v'_t - V'_t)``: with ``lam`` this is GAE where pi is mu.
 
     :param rewards: r_t, shape ``(T, N)``
     :param values: V(s_t), shape ``(T, N)``
@@ -62,6 +64,7 @@ def vtrace(
     :param discounts: gamma, or 0 where the episode terminated, shape ``(T, N)``
     :param continues: 1, or 0 where the episode ended (terminated or truncated), shape ``(T, N)``, bool or float
     :param lam: lambda of the traces, in [0, 1]
+    :param advantage_lam: how much of v_{t+1} the advantages have, in [0, 1]; the rest is V_{t+1}
     :param rho_bar: truncation of the ratios in delta; infinity for none
     :param c_bar: truncation of the ratios in the traces; infinity for none
     :return: the targets v and the advantages A
@@ -84,7 +87,8 @@ def vtrace(
     targets = values + backward_recurrence(deltas, traces)
 
     following = bootstraps.clone()
-    following[:-1] = th.where(continues[:-1] > 0, targets[1:], bootstraps[:-1])
+    ahead = targets[1:] if advantage_lam == 1 else th.lerp(values[1:], targets[1:], advantage_lam)
+    following[:-1] = th.where(continues[:-1] > 0, ahead, bootstraps[:-1])
     return VTraceReturns(targets, rewards + discounts * following - values)
 
 
