@@ -35,7 +35,6 @@ def check_arguments(model: "DAPO") -> None:
             check_scheduled(name, value)
     advantages = ("vtrace", "vtrace_gae", "gae")
     check("advantage", model.advantage, model.advantage in advantages, "'vtrace', 'vtrace_gae' or 'gae'")
-    check("target_update", model.target_update, model.target_update in ("epoch", "update"), "'epoch' or 'update'")
     check(
         "policy_loss",
         model.policy_loss,

@@ -107,7 +107,8 @@ class DAPO(PPO):
     :param rho_bar: V-trace's truncation of the importance ratios in the temporal differences
     :param c_bar: V-trace's truncation of the importance ratios in the traces, at most ``rho_bar``
     :param n_rollouts: K, rollouts kept for reuse
-    :param advantage: ``"vtrace"``, or ``"gae"``: fixed at collection, as in PPO
+    :param advantage: ``"vtrace"``: those of the paper; ``"vtrace_gae"``: with lambda in the first step too, so that they
+        are GAE's where the policy is the one that acted; ``"gae"``: fixed at collection, as in PPO
     :param policy_loss: ``"clip"``: PPO's clipped surrogate with the divergence added (PPO+DA); ``"plain"``: eq. 7;
         ``"clip_augmented"``: clip the surrogate of the augmented advantage ``A - D/eta`` as a whole
     :param clip_center: the importance ratio that the clipped surrogate's range lies around: ``"behavior"``: 1, the
@@ -116,8 +117,6 @@ class DAPO(PPO):
         newest rollout
     :param exact_targets: compute the targets of each epoch from a forward pass over the kept rollouts, instead of the
         values and log-probs known from each transition's last visit. Costs a forward pass per epoch
-    :param target_update: compute values and advantages before every ``"epoch"``, or once per ``"update"``; the
-        divergence before every epoch
     :param nonfinite: what to do with a minibatch whose loss or gradient is NaN or infinite: ``"raise"`` a
         :class:`~sb3_dapo.faults.NonFiniteError`, or ``"skip"`` it and count it in ``train/skipped_minibatches``.
         Observations, values and log-probs that are not finite always raise, as nothing could act on them
@@ -185,7 +184,6 @@ class DAPO(PPO):
         policy_loss: Literal["clip", "plain", "clip_augmented"] = "clip",
         clip_center: Literal["behavior", "old"] = "behavior",
         exact_targets: bool = False,
-        target_update: Literal["epoch", "update"] = "epoch",
         nonfinite: Literal["raise", "skip"] = "raise",
         optimize_memory_usage: bool = False,
         fast: bool | None = None,
@@ -242,7 +240,6 @@ class DAPO(PPO):
         self.policy_loss = policy_loss
         self.clip_center = clip_center
         self.exact_targets = exact_targets
-        self.target_update = target_update
         self.nonfinite = nonfinite
         self.optimize_memory_usage = optimize_memory_usage
         self.fast = fast
@@ -334,7 +331,7 @@ class DAPO(PPO):
         epoch_stats, all_taken = [], []
         continue_training = True
         for epoch in range(self.n_epochs):
-            self._update_targets(epoch)
+            self._update_targets()
             if epoch == 0:
                 self.rollout_buffer.begin_update()  # here, as exact targets have asked the policy for all values
             all_stats = []
@@ -541,22 +538,17 @@ class DAPO(PPO):
         return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
     @th.no_grad()
-    def _update_targets(self, epoch: int) -> None:
-        """
-        Compute the targets of an epoch.
-
-        :param epoch: number of the epoch in the update
-        """
+    def _update_targets(self) -> None:
+        """Compute the targets of an epoch."""
         buffer = self.rollout_buffer
-        new_values = epoch == 0 or self.target_update == "epoch"
         # As at collection: targets without dropout, and no effect on batch normalization
         self.policy.set_training_mode(False)
-        if self.exact_targets and new_values:
+        if self.exact_targets:
             for samples in buffer.get(self.batch_size, shuffle=False):
                 values, log_prob, _ = self.policy.evaluate_actions(samples.observations, samples.actions)
                 buffer.record_visit(samples.indices, values.flatten(), log_prob)
         bootstrap_values = None
-        if self.advantage != "gae" and new_values:
+        if self.advantage != "gae":
             bootstrap_values = th.cat(
                 [self.policy.predict_values(obs).flatten() for obs in buffer.bootstrap_batches(self.batch_size)]
             )

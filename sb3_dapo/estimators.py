@@ -79,6 +79,8 @@ def vtrace(
         continues=continues,
     )
     _check_parameters(lam=lam, rho_bar=rho_bar, c_bar=c_bar)
+    if not 0 <= advantage_lam <= 1:
+        raise ValueError(f"`advantage_lam` must be in [0, 1], got {advantage_lam}")
     continues = continues.to(values.dtype)
     bootstraps = th.where(discounts == 0, th.zeros_like(next_values), next_values)
 
@@ -87,7 +89,7 @@ def vtrace(
     targets = values + backward_recurrence(deltas, traces)
 
     following = bootstraps.clone()
-    ahead = targets[1:] if advantage_lam == 1 else th.lerp(values[1:], targets[1:], advantage_lam)
+    ahead = targets[1:] if advantage_lam == 1 else th.lerp(bootstraps[:-1], targets[1:], advantage_lam)
     following[:-1] = th.where(continues[:-1] > 0, ahead, bootstraps[:-1])
     return VTraceReturns(targets, rewards + discounts * following - values)
 

@@ -69,7 +69,7 @@ def random_batch(seed: int, shape: tuple[int, int] = (30, 4), p_end: float = 0.1
 
 
 def vtrace_sums(
-    batch: Batch, lam: float, rho_bar: float, c_bar: float, magnitude: bool = False
+    batch: Batch, lam: float, rho_bar: float, c_bar: float, advantage_lam: float = 1.0, magnitude: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     V-trace as explicit sums:
@@ -99,7 +99,8 @@ def vtrace_sums(
             if discounts[s, n] == 0:
                 following = 0.0
             elif continues[s, n] and s + 1 < n_steps:
-                following = discounts[s, n] * targets[s + 1, n]
+                mixed = advantage_lam * targets[s + 1, n] + (1 - advantage_lam) * next_values[s, n]
+                following = discounts[s, n] * mixed
             else:
                 following = discounts[s, n] * next_values[s, n]
             advantages[s, n] = rewards[s, n] + following + minus * values[s, n]

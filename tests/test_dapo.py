@@ -103,7 +103,7 @@ class Setting:
             value, old_value = values[b], samples.old_values[b].item()
             if self.clip_range_vf is not None:
                 value = old_value + min(max(value - old_value, -self.clip_range_vf), self.clip_range_vf)
-            weight = min(ratio_here, 3.0) if model.advantage == "vtrace" else 1.0
+            weight = min(ratio_here, 3.0) if model.advantage != "gae" else 1.0
             total += model.vf_coef * weight * (samples.returns[b].item() - value) ** 2
             total += -model.ent_coef * entropy[b]
         return total / len(advantages)
@@ -185,7 +185,7 @@ def test_gradient_of_the_loss_for_every_divergence(policy_loss: Any, name: str) 
     check_gradient(make_setting(policy_loss=policy_loss, divergence=name))
 
 
-@pytest.mark.parametrize("advantage", ["vtrace", "gae"])
+@pytest.mark.parametrize("advantage", ["vtrace", "vtrace_gae", "gae"])
 @pytest.mark.parametrize("clip_range_vf", [None, 0.1, 10.0])
 def test_gradient_of_the_value_loss(clip_range_vf: float | None, advantage: Any) -> None:
     """Weighted by the ratio, at most 3, and the weight is a constant."""
@@ -291,7 +291,8 @@ class Reference:
             ratios=(log_probs - behavior).exp().numpy(),
             f=model.divergence(log_probs, behavior).numpy(),
         )
-        returns, advantages = vtrace_sums(batch, model.gae_lambda, model.rho_bar, model.c_bar)
+        first = model.gae_lambda if model.advantage == "vtrace_gae" else 1.0
+        returns, advantages = vtrace_sums(batch, model.gae_lambda, model.rho_bar, model.c_bar, first)
         lam = model.gae_lambda if model.divergence_lambda is None else model.divergence_lambda
         total = divergence_sums(batch, model.gamma, lam, 1.0, model.divergence_c_bar, model.divergence_steps)
         return returns, advantages, total - batch.f
@@ -339,6 +340,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "clip_augmented": {"policy_loss": "clip_augmented", "divergence_coef": 0.5},
     "centered on the old policy": {"clip_center": "old"},
     "clip_augmented, centered": {"policy_loss": "clip_augmented", "divergence_coef": 0.5, "clip_center": "old"},
+    "lambda in the first step": {"advantage": "vtrace_gae", "gae_lambda": 0.6},
     "exact": {"exact_targets": True},
     "exact, centered": {"exact_targets": True, "clip_center": "old"},
     "exact, plain": {"exact_targets": True, "policy_loss": "plain", "rho_bar": 2.0, "c_bar": 1.5},
@@ -501,7 +503,6 @@ WRONG_VALUES: dict[str, list[Any]] = {
     "advantage": ["td", None, True],
     "policy_loss": ["ppo", None],
     "exact_targets": ["yes", None, 2],
-    "target_update": ["minibatch", None, True],
     "rollout_buffer_class": [RolloutBuffer, dict, "RolloutRing"],
 }
 WRONG = [pytest.param(name, value, id=f"{name}={value!r}") for name, values in WRONG_VALUES.items() for value in values]

@@ -52,11 +52,11 @@ dtypes = st.sampled_from(DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("c_bar", [0.0, 0.5, 1.0, 2.0, INF])
 @pytest.mark.parametrize("rho_bar", [0.7, 1.0, 2.0, INF])
-@pytest.mark.parametrize("lam", [0.0, 0.9, 1.0])
-def test_vtrace_equals_sums(lam: float, rho_bar: float, c_bar: float, dtype: th.dtype) -> None:
+@pytest.mark.parametrize("lam, advantage_lam", [(0.0, 1.0), (0.9, 1.0), (0.9, 0.9), (0.9, 0.0), (1.0, 1.0)])
+def test_vtrace_equals_sums(lam: float, advantage_lam: float, rho_bar: float, c_bar: float, dtype: th.dtype) -> None:
     batch = random_batch(seed=1, shape=(20, 3))
     assert {CONTINUES, TERMINATED, TRUNCATED} == set(batch.ends.flat)
-    settings = {"lam": lam, "rho_bar": rho_bar, "c_bar": c_bar}
+    settings = {"lam": lam, "advantage_lam": advantage_lam, "rho_bar": rho_bar, "c_bar": c_bar}
     targets, advantages = vtrace(*batch.vtrace_inputs(dtype), **settings)
     for actual, expected, magnitude in zip(
         (targets, advantages),
@@ -84,11 +84,14 @@ def test_divergence_equals_sums(
     )
 
 
-@given(batches, lambdas, levels, levels, dtypes)
-def test_vtrace_equals_sums_everywhere(batch: Batch, lam: float, rho_bar: float, c_bar: float, dtype: th.dtype) -> None:
-    result = vtrace(*batch.vtrace_inputs(dtype), lam=lam, rho_bar=rho_bar, c_bar=c_bar)
-    expected = vtrace_sums(batch, lam, rho_bar, c_bar)
-    magnitude = vtrace_sums(batch, lam, rho_bar, c_bar, magnitude=True)
+@given(batches, lambdas, lambdas, levels, levels, dtypes)
+def test_vtrace_equals_sums_everywhere(
+    batch: Batch, lam: float, advantage_lam: float, rho_bar: float, c_bar: float, dtype: th.dtype
+) -> None:
+    settings = {"lam": lam, "advantage_lam": advantage_lam, "rho_bar": rho_bar, "c_bar": c_bar}
+    result = vtrace(*batch.vtrace_inputs(dtype), **settings)
+    expected = vtrace_sums(batch, **settings)
+    magnitude = vtrace_sums(batch, **settings, magnitude=True)
     check_equal(result.values, expected[0], magnitude[0], dtype)
     check_equal(result.advantages, expected[1], magnitude[1], dtype)
 
@@ -120,10 +123,12 @@ def gae(batch: Batch, lam: float) -> np.ndarray:
 
 @given(batches, lambdas)
 def test_on_policy_targets_are_lambda_returns(batch: Batch, lam: float) -> None:
-    """With ratios 1, v - V is the advantage that GAE gives."""
+    """With ratios 1, v - V is the advantage that GAE gives, and A too with lambda in the first step."""
     rewards, values, next_values, _, discounts, continues = batch.vtrace_inputs()
-    targets = vtrace(rewards, values, next_values, th.ones_like(values), discounts, continues, lam=lam).values
+    inputs = (rewards, values, next_values, th.ones_like(values), discounts, continues)
+    targets, advantages = vtrace(*inputs, lam=lam, advantage_lam=lam)
     np.testing.assert_allclose(targets - values, gae(batch, lam), atol=1e-9)
+    np.testing.assert_allclose(advantages, gae(batch, lam), atol=1e-9)
 
 
 def test_lambda_one_on_policy_is_the_discounted_return() -> None:
@@ -330,6 +335,12 @@ def test_wrong_parameters(settings: dict[str, float], message: str) -> None:
         vtrace(*batch.vtrace_inputs(), **settings)
     with pytest.raises(ValueError, match=message):
         multi_step_divergence(*batch.divergence_inputs(), gamma=0.9, **settings)
+
+
+@pytest.mark.parametrize("advantage_lam", [-0.1, 1.1, float("nan")])
+def test_wrong_advantage_lam(advantage_lam: float) -> None:
+    with pytest.raises(ValueError, match=r"`advantage_lam` must be in \[0, 1\]"):
+        vtrace(*random_batch(seed=9).vtrace_inputs(), advantage_lam=advantage_lam)
 
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.1, float("nan")])

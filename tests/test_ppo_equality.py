@@ -200,6 +200,21 @@ def test_differs_from_ppo_otherwise(settings: dict[str, Any]) -> None:
         check_equal_parameters(dapo, trained(PPO, "MlpPolicy", CARTPOLE))
 
 
+@pytest.mark.parametrize("name", ["Discrete", "Box, truncations", "many environments, Box"])
+def test_lambda_in_the_first_step_makes_advantages_of_new_data_gae(name: str) -> None:
+    """As long as the policy is the one that acted: for one epoch of one minibatch."""
+    policy, make_env, settings = CASES[name]
+    settings = {**settings, "n_epochs": 1, "batch_size": 10_000, "gae_lambda": 0.5, "learning_rate": 3e-3}
+    ppo = trained(PPO, policy, make_env, **settings).policy.state_dict()
+    same, other = (
+        trained(DAPO, policy, make_env, **settings, **{**PPO_CASE, "advantage": advantage}).policy.state_dict()
+        for advantage in ("vtrace_gae", "vtrace")
+    )
+    for key, parameter in ppo.items():
+        th.testing.assert_close(same[key], parameter, rtol=1e-3, atol=1e-5)
+    assert any((other[key] - parameter).abs().max() > 1e-4 for key, parameter in ppo.items())
+
+
 @pytest.mark.parametrize("name", ["clip_range_vf", "Box, truncations"])
 def test_logs_what_ppo_logs(name: str) -> None:
     policy, make_env, settings = CASES[name]
