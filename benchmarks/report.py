@@ -484,11 +484,12 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str) -> str:
     for question, algos in ABLATIONS.items():
         run_as = run_names(suite, regime, algos)
         own = pd.concat([rows[rows.algo == name].assign(algo=algo) for algo, name in run_as.items()])
-        n_envs = own.groupby("algo").env.nunique()
-        envs = list(SUITES[suite].scores) if n_envs.min() == len(SUITES[suite].scores) else few
-        own = own[own.env.isin(envs)]
-        scores = score_arrays(own, algos, envs)
+        envs, scores = list(SUITES[suite].scores), score_arrays(own, algos, list(SUITES[suite].scores))
+        on_few = score_arrays(own, algos, few)
+        if len(on_few) > len(scores):
+            envs, scores = list(few), on_few
         if len(scores) > 1:
+            own = own[own.env.isin(envs)]
             compared = compare(scores, envs)
             parts.append(f"#### {question}\n\n{table(own, compared)}\n{games_table(suite, compared)}")
     head = f"### `{suite}`, {regime}: ablations\n\nOn {', '.join(map(short, few))}, or on all environments.\n"

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from store import BUSY, RESULTS, Row, Run, format_row, read_rows, read_settings, remove_settings, run_of
+from store import BUSY, RESULTS, Row, Run, format_row, is_done, read_rows, read_settings, remove_settings, run_of
 from suites import ABLATIONS, ALGORITHMS, REGIMES, SUITES, hyperparameters, run_names
 
 WORKER = Path(__file__).parent / "worker.py"
@@ -77,7 +77,7 @@ class Task:
         """
         rows: list[Row] = json.loads((self.folder / "rows.json").read_text())
         shutil.rmtree(self.folder)
-        self.log.unlink()
+        self.log.unlink(missing_ok=True)  # another process at the same list may have been faster
         return rows
 
 
@@ -140,15 +140,6 @@ def ordered(suite: str, regime: str, envs: Iterable[str], algos: Iterable[str], 
     """
     algos, envs = list(algos), list(envs)
     return [Run(suite, regime, env, algo, seed) for seed in seeds for env in envs for algo in algos]
-
-
-def is_done(results: Path, run: Run) -> bool:
-    """
-    :param results: folder of the results
-    :param run: a run
-    :return: whether it is in the results
-    """
-    return any(run_of(row) == run for row in read_rows(results, run.suite))
 
 
 def stale_settings(results: Path, runs: Mapping[Run, Mapping[str, Any]], suite: str) -> set[str]:

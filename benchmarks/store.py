@@ -87,6 +87,15 @@ def run_of(row: Mapping[str, Any]) -> Run:
     return Run(row["suite"], row["regime"], row["env"], row["algo"], row["seed"])
 
 
+def is_done(results: Path, run: Run) -> bool:
+    """
+    :param results: folder of the results
+    :param run: a run
+    :return: whether it is in the results
+    """
+    return any(run_of(row) == run for row in read_rows(results, run.suite))
+
+
 def read_settings(results: Path, suite: str) -> dict[str, dict[str, Any]]:
     """
     :param results: folder of the results

@@ -4,6 +4,7 @@ import argparse
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import torch as th
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
-from store import BUSY, Row, Run, add_run, processor
+from store import BUSY, Row, Run, add_run, is_done, processor
 from suites import algorithm, uses_per_sample
 
 from sb3_dapo.zoo import ExperimentManager
@@ -168,6 +169,9 @@ def main() -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        sys.exit(BUSY)
+    if task["results"] and is_done(Path(task["results"]), run):  # since this process was asked for it
+        shutil.rmtree(folder)
         sys.exit(BUSY)
     rows = train(run, task["hyperparams"], folder, task["device"], task["starter"])
     if task["results"]:

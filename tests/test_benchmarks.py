@@ -192,6 +192,16 @@ def test_a_killed_run_is_redone_and_a_rerun_gives_the_same_rows(tmp_path: Path) 
     assert "scarce CartPole-v1 dapo seed 1 the same" in checked.stdout and checked.returncode == 0
 
 
+def test_a_run_that_another_process_has_just_done_is_left_alone(tmp_path: Path) -> None:
+    run = store.Run("classic", "scarce", "CartPole-v1", "dapo", 1)
+    store.add_run(tmp_path, run, rows_of(run, [20.0, 30.0]), {}, "")
+    before = store.read_rows(tmp_path, "classic")
+    params = suites.hyperparameters(run.suite, run.regime, run.env, run.algo)
+    task = scheduler.Task(run, params, tmp_path / ".runs" / run.slug, tmp_path)
+    assert list(scheduler.run_all([task], jobs=1)) == [(task, [])]
+    assert store.read_rows(tmp_path, "classic") == before and not task.folder.exists()
+
+
 def test_check_says_where_a_rerun_differs(tmp_path: Path) -> None:
     run = store.Run("classic", "scarce", "CartPole-v1", "dapo", 1)
     store.add_run(tmp_path, run, rows_of(run, [20.0, 30.0]), {}, "")

@@ -25,6 +25,7 @@ def sample_dapo_params(
         "divergence_steps": trial.suggest_categorical("divergence_steps", [None, 0, 1, 3]),
         "divergence_lambda": trial.suggest_float("divergence_lambda", 0.5, 1.0),
         "divergence_c_bar": trial.suggest_float("divergence_c_bar", 0.5, 1.0),
+        "advantage": trial.suggest_categorical("advantage", ["vtrace", "vtrace_gae"]),
         "n_rollouts": trial.suggest_categorical("n_rollouts", [1, 2, 4]),
         "policy_loss": trial.suggest_categorical("policy_loss", ["clip", "plain", "clip_augmented"]),
         "normalize_advantage": trial.suggest_categorical("normalize_advantage", [True, "rms"]),
