@@ -260,8 +260,8 @@ ALGORITHMS = {
     "dapo_geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.1}, "DAPO, multi-step, GePPO's clip"),
 }
 
-# Unclipped DAPO where it was best (see the first ablation): what the ablations of the divergence start from, as beside the
-# clip it has little to do. `dapo+name=value` is `dapo`, tuned values included, with one hyperparameter changed
+# Unclipped DAPO where it was best (see the first ablation): what the ablations of the divergence start from, as beside
+# the clip it has little to do. `dapo+name=value` is `dapo`, tuned values included, with one hyperparameter changed
 BEST = "dapo_plain+learning_rate=lin_0.005+ent_coef=0.005+uses=8"
 
 # What the paper leaves open

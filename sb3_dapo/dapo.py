@@ -107,8 +107,8 @@ class DAPO(PPO):
     :param rho_bar: V-trace's truncation of the importance ratios in the temporal differences
     :param c_bar: V-trace's truncation of the importance ratios in the traces, at most ``rho_bar``
     :param n_rollouts: K, rollouts kept for reuse
-    :param advantage: ``"vtrace"``: those of the paper; ``"vtrace_gae"``: with lambda in the first step too, so that they
-        are GAE's where the policy is the one that acted; ``"gae"``: fixed at collection, as in PPO
+    :param advantage: ``"vtrace"``: those of the paper; ``"vtrace_gae"``: with lambda in the first step too, so that
+        they are GAE's where the policy is the one that acted; ``"gae"``: fixed at collection, as in PPO
     :param policy_loss: ``"clip"``: PPO's clipped surrogate with the divergence added (PPO+DA); ``"plain"``: eq. 7;
         ``"clip_augmented"``: clip the surrogate of the augmented advantage ``A - D/eta`` as a whole
     :param clip_center: the importance ratio that the clipped surrogate's range lies around: ``"behavior"``: 1, the

@@ -53,8 +53,9 @@ def vtrace(
         v_t = V_t + delta_t + discount_t continues_t c_t (v_{t+1} - V_{t+1})
         A_t = r_t + discount_t v'_t - V_t
 
-    where v'_t is v_{t+1} as long as the episode goes on inside the trajectory, and V'_t otherwise. With ``advantage_lam``
-    below 1 it lies between the two, ``V'_t + advantage_lam (v'_t - V'_t)``: with ``lam`` this is GAE where pi is mu.
+    where v'_t is v_{t+1} as long as the episode goes on inside the trajectory, and V'_t otherwise. With
+    ``advantage_lam`` below 1 it lies between the two, ``V'_t + advantage_lam (v'_t - V'_t)``: with ``lam`` this is GAE
+    where pi is mu.
 
     :param rewards: r_t, shape ``(T, N)``
     :param values: V(s_t), shape ``(T, N)``
