@@ -481,13 +481,13 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str) -> str:
     """
     rows = rows[rows.regime == regime]
     few, parts = SUITES[suite].ablation_envs, []
+    all_envs = list(SUITES[suite].scores)
     for question, algos in ABLATIONS.items():
         run_as = run_names(suite, regime, algos)
         own = pd.concat([rows[rows.algo == name].assign(algo=algo) for algo, name in run_as.items()])
-        envs, scores = list(SUITES[suite].scores), score_arrays(own, algos, list(SUITES[suite].scores))
-        on_few = score_arrays(own, algos, few)
-        if len(on_few) > len(scores):
-            envs, scores = list(few), on_few
+        # On all environments, unless more algorithms have been run on the few
+        tried = [(envs, score_arrays(own, algos, envs)) for envs in (all_envs, few)]
+        envs, scores = max(tried, key=lambda found: len(found[1]))
         if len(scores) > 1:
             own = own[own.env.isin(envs)]
             compared = compare(scores, envs)

@@ -1,6 +1,6 @@
 """What is run: the suites of environments, their regimes, the algorithms and their hyperparameters."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -276,8 +276,10 @@ ABLATIONS = {
         BEST.replace("dapo_plain", algo) for algo in ("ppo_ent", "vtrace", "dapo", "dapo_plain")
     ],
     "Policy loss": [
-        *(f"{BEST}{x}" for x in ("", "+policy_loss=clip", "+policy_loss=clip_augmented")),
-        *("dapo", "dapo+divergence_coef=3.0"),
+        BEST,
+        *(f"{BEST}+policy_loss={x}" for x in ("clip", "clip_augmented")),
+        "dapo",
+        "dapo+divergence_coef=3.0",
     ],
     "Coefficient of the divergence, 1/eta": [
         BEST,
@@ -300,8 +302,11 @@ ABLATIONS = {
     ],
     # Tuning led the first two to one and the same setting
     "Steps of the divergence, beside the clip": [
-        *("vtrace", "dapo_1step", "dapo_1step+divergence_steps=null"),
-        *("dapo", "dapo+divergence_steps=0"),
+        "vtrace",
+        "dapo_1step",
+        "dapo_1step+divergence_steps=null",
+        "dapo",
+        "dapo+divergence_steps=0",
     ],
     "Lambda of the divergence": [BEST, *(f"{BEST}+divergence_lambda={x}" for x in (0.1, 0.3, 0.5, 1.0))],
     "c_bar of the divergence": [BEST, *(f"{BEST}+divergence_c_bar={x}" for x in (0.1, 0.3, 0.5))],
@@ -385,7 +390,7 @@ def hyperparameters(
     return settings
 
 
-def run_names(suite: str, regime: str, algos: Iterable[str]) -> dict[str, str]:
+def run_names(suite: str, regime: str, algos: Collection[str]) -> dict[str, str]:
     """
     :param suite: name of a suite
     :param regime: name of one of its regimes
@@ -400,10 +405,10 @@ def run_names(suite: str, regime: str, algos: Iterable[str]) -> dict[str, str]:
         settings = hyperparameters(suite, regime, env, name, tuned.get(name.split("+")[0], {}))
         return algorithm(name).zoo_name, settings
 
-    known = [(key(name), name) for name in dict.fromkeys([*ALGORITHMS, *chain(*ABLATIONS.values()), *algos])]
+    keys = {name: key(name) for name in [*ALGORITHMS, *chain(*ABLATIONS.values()), *algos]}
     return {
-        name: name if name in ALGORITHMS else next(other for settings, other in known if settings == own)
-        for name, own in ((name, key(name)) for name in algos)
+        name: name if name in ALGORITHMS else next(other for other in keys if keys[other] == keys[name])
+        for name in algos
     }
 
 

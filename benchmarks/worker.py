@@ -171,7 +171,8 @@ def main() -> None:
     except BlockingIOError:
         sys.exit(BUSY)
     if task["results"] and is_done(Path(task["results"]), run):  # since this process was asked for it
-        shutil.rmtree(folder)
+        if not (folder / "rows.json").exists():  # else its scheduler has yet to read them
+            shutil.rmtree(folder)
         sys.exit(BUSY)
     rows = train(run, task["hyperparams"], folder, task["device"], task["starter"])
     if task["results"]:
