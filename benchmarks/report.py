@@ -28,7 +28,7 @@ FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 REPS = 2000
 # A PPO that everything is compared with, the best of these
 PPO_VARIANTS = ("ppo", "ppo_ent", "ppo_fast", "ppo_target_kl", "ppo_adaptive_kl")
-DAPO_VARIANTS = ("dapo_1step", "dapo", "dapo_geppo", "dapo_plain", "dapo_adaptive")
+DAPO_VARIANTS = ("dapo_1step", "dapo", "dapo_geppo", "dapo_plain", "dapo_adaptive", "dapo_gae_1step", "dapo_gae")
 # PPO's family blue, other baselines grey, reuse without divergence green, DAPO red
 COLORS = {
     "ppo": "#9ecae1",
@@ -39,17 +39,27 @@ COLORS = {
     "trpo": "#636363",
     "a2c": "#bdbdbd",
     "vtrace": "#31a354",
+    "vtrace_gae": "#74c476",
     "geppo": "#006d2c",
     "dapo_geppo": "#a50f15",
     "dapo_1step": "#fd8d3c",
     "dapo": "#d62728",
     "dapo_plain": "#756bb1",
     "dapo_adaptive": "#3f007d",
+    "dapo_gae_1step": "#df65b0",
+    "dapo_gae": "#980043",
 }
 # Changes whose values do not say what they are
 CHANGES = {"divergence_steps=null": "all steps"}
 # The paper's question: among methods that reuse the same data, does the divergence help, and do its steps?
-PAPER_PAIRS = (("dapo_1step", "vtrace"), ("dapo", "vtrace"), ("dapo_plain", "vtrace"), ("dapo", "dapo_1step"))
+PAPER_PAIRS = (
+    ("dapo_1step", "vtrace"),
+    ("dapo", "vtrace"),
+    ("dapo_plain", "vtrace"),
+    ("dapo", "dapo_1step"),
+    ("dapo_gae", "vtrace_gae"),
+    ("dapo_gae", "dapo_gae_1step"),
+)
 
 Array = npt.NDArray[np.float64]
 Key = TypeVar("Key")

@@ -229,6 +229,8 @@ ADAPTIVE_KL = {
 }
 # The hyperparameters of DAPO before tuning, which also tries to keep more rollouts
 REUSE = {"n_rollouts": 1}
+# The same with advantages that are GAE's on new data, and the divergence in the place of the clip: what was better
+REUSE_GAE = {**REUSE, "advantage": "vtrace_gae"}
 # Where the clip lies makes no difference to a single rollout
 GEPPO = {"n_rollouts": 4, "clip_center": "old"}
 
@@ -255,6 +257,16 @@ ALGORITHMS = {
         "dapo",
         {**REUSE, "divergence_coef": "adaptive_0.01", "policy_loss": "plain"},
         "DAPO, unclipped, adaptive",
+    ),
+    "vtrace_gae": Algorithm("dapo", {**REUSE_GAE, "divergence_coef": 0.0}, "V-trace + GAE, no divergence"),
+    # A sum over steps is larger than its first term, which alone is tried stronger
+    "dapo_gae_1step": Algorithm(
+        "dapo",
+        {**REUSE_GAE, "divergence_coef": 3.0, "divergence_steps": 0, "policy_loss": "plain"},
+        "DAPO + GAE, unclipped, 1-step",
+    ),
+    "dapo_gae": Algorithm(
+        "dapo", {**REUSE_GAE, "divergence_coef": 1.0, "policy_loss": "plain"}, "DAPO + GAE, unclipped"
     ),
     "geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.0}, "V-trace, GePPO's clip"),
     "dapo_geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.1}, "DAPO, multi-step, GePPO's clip"),
