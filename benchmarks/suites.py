@@ -272,30 +272,43 @@ ALGORITHMS = {
     "dapo_geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.1}, "DAPO, multi-step, GePPO's clip"),
 }
 
-# Unclipped DAPO where it was best (see the first ablation): what the ablations of the divergence start from, as beside
-# the clip it has little to do. `dapo+name=value` is `dapo`, tuned values included, with one hyperparameter changed
-BEST = "dapo_plain+learning_rate=lin_0.005+ent_coef=0.005+uses=8"
+# Unclipped DAPO as tuned: what the ablations of the divergence start from, as beside the clip it has little to do.
+# `dapo+name=value` is `dapo`, tuned values included, with one hyperparameter changed
+BEST = "dapo_gae"
+# The same with the paper's advantages
+PAPER_BEST = "dapo_plain+learning_rate=lin_0.005+ent_coef=0.005+uses=8"
 
 # What the paper leaves open
 ABLATIONS = {
-    # What tuning chose for PPO and unclipped DAPO, what it chose for `dapo`, and what lies between
+    # What tuning chose for PPO and for unclipped DAPO, and what lies between
     "PPO and unclipped DAPO in the same settings": [
         f"{algo}+learning_rate=lin_{learning_rate}+ent_coef={ent_coef}+uses={uses}"
         for learning_rate, ent_coef, uses in product((0.00289, 0.005), (0.0212, 0.005), (4, 8))
-        for algo in ("ppo_ent", "dapo_plain")
+        for algo in ("ppo_ent", BEST)
     ],
     "PPO, the clip and the divergence in one setting": [
-        BEST.replace("dapo_plain", algo) for algo in ("ppo_ent", "vtrace", "dapo", "dapo_plain")
+        "ppo_ent+learning_rate=lin_0.005+ent_coef=0.005+uses=8",
+        "vtrace+learning_rate=lin_0.005+ent_coef=0.005+uses=8+advantage=vtrace_gae",
+        "dapo+advantage=vtrace_gae",
+        BEST,
+    ],
+    "PPO, the clip and the divergence in one setting, with the paper's advantages": [
+        PAPER_BEST.replace("dapo_plain", algo) for algo in ("ppo_ent", "vtrace", "dapo", "dapo_plain")
     ],
     "Policy loss": [
         BEST,
         *(f"{BEST}+policy_loss={x}" for x in ("clip", "clip_augmented")),
-        "dapo",
-        "dapo+divergence_coef=3.0",
+        "dapo+advantage=vtrace_gae",
     ],
     "Coefficient of the divergence, 1/eta": [
         BEST,
         *(f"{BEST}+divergence_coef={x}" for x in (0.01, 0.1, 0.5, 2.0, 3.0, 10.0)),
+    ],
+    "Coefficient of the divergence, with the paper's advantages": [
+        PAPER_BEST,
+        *(f"{PAPER_BEST}+divergence_coef={x}" for x in (3.0, 10.0)),
+        "dapo",
+        "dapo+divergence_coef=3.0",
     ],
     "Control of 1/eta": [
         BEST,
@@ -305,9 +318,13 @@ ABLATIONS = {
     "Steps of the divergence": [
         BEST,
         *(f"{BEST}+divergence_steps={x}" for x in (3, 0)),
-        *(f"{BEST}+divergence_steps=0+divergence_coef={x}" for x in (2.0, 3.0)),
+        f"{BEST}+divergence_steps=0+divergence_coef=3.0",
     ],
-    "Steps of the divergence, with fewer uses": [
+    "Steps of the divergence, in the 1-step divergence's setting": [
+        "dapo_gae_1step",
+        "dapo_gae_1step+divergence_steps=null+divergence_coef=1.0",
+    ],
+    "Steps of the divergence, with the paper's advantages": [
         "dapo_plain",
         *(f"dapo_plain+divergence_steps=0{x}" for x in ("", "+divergence_coef=3.0")),
         "dapo_plain+divergence_coef=0.0",
@@ -324,11 +341,11 @@ ABLATIONS = {
     "c_bar of the divergence": [BEST, *(f"{BEST}+divergence_c_bar={x}" for x in (0.1, 0.3, 0.5))],
     "Family of the divergence": [BEST, *(f"{BEST}+divergence={x}" for x in ("reverse_kl", "tsallis", "hellinger"))],
     "Rollouts kept, K": [BEST, *(f"{BEST}+n_rollouts={x}" for x in (1, 4, 8))],
-    "Rollouts kept, with fewer uses": [
+    "Rollouts kept, with the paper's advantages and fewer uses": [
         f"{algo}+n_rollouts={x}" for x in (1, 2, 4) for algo in ("dapo_plain", "vtrace")
     ],
     "Targets": [BEST, f"{BEST}+exact_targets=true"],
-    "Advantages": [BEST, *(f"{BEST}+advantage={x}" for x in ("vtrace_gae", "gae"))],
+    "Advantages": [BEST, *(f"{BEST}+advantage={x}" for x in ("vtrace", "gae"))],
     "Center of the clip": [f"dapo+n_rollouts=4{x}" for x in ("", "+clip_center=old")],
 }
 
