@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rliable import library, metrics, plot_utils
 from store import RESULTS, read_rows, read_settings
-from suites import ABLATIONS, ALGORITHMS, BEST, SUITES, denormalize, normalize, run_names
+from suites import ABLATIONS, ALGORITHMS, SUITES, denormalize, normalize, run_names
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 # Bootstrap samples of each interval
@@ -183,10 +183,8 @@ def label(algo: str) -> str:
     :param algo: name of an algorithm, with or without changes
     :return: its name in tables and figures
     """
-    ablated = algo.startswith(f"{BEST}+")
-    name, *changes = (algo.removeprefix(BEST) if ablated else algo).split("+")
-    changed = [CHANGES.get(change, change.replace("=", " = ")) for change in changes]
-    return ", ".join(changed if ablated else [ALGORITHMS[name].label, *changed])
+    name, *changes = algo.split("+")
+    return ", ".join([ALGORITHMS[name].label, *(CHANGES.get(c, c.replace("=", " = ")) for c in changes)])
 
 
 def color(algo: str) -> str:
