@@ -57,6 +57,7 @@ PAPER_PAIRS = (
     ("dapo", "vtrace"),
     ("dapo_plain", "vtrace"),
     ("dapo", "dapo_1step"),
+    ("dapo_gae_1step", "vtrace_gae"),
     ("dapo_gae", "vtrace_gae"),
     ("dapo_gae", "dapo_gae_1step"),
 )
