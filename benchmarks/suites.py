@@ -229,7 +229,7 @@ ADAPTIVE_KL = {
 }
 # The hyperparameters of DAPO before tuning, which also tries to keep more rollouts
 REUSE = {"n_rollouts": 1}
-# The same with advantages that are GAE's on new data, and the divergence in the place of the clip: what was better
+# The same with advantages that are GAE's on new data. DAPO has the divergence in the place of the clip with them
 REUSE_GAE = {**REUSE, "advantage": "vtrace_gae"}
 # Where the clip lies makes no difference to a single rollout
 GEPPO = {"n_rollouts": 4, "clip_center": "old"}
