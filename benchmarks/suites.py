@@ -275,8 +275,10 @@ ALGORITHMS = {
 # Unclipped DAPO as tuned: what the ablations of the divergence start from, as beside the clip it has little to do.
 # `dapo+name=value` is `dapo`, tuned values included, with one hyperparameter changed
 BEST = "dapo_gae"
+# The setting that tuning chose for it, for other algorithms
+BEST_SETTING = "learning_rate=lin_0.005+ent_coef=0.005+uses=8"
 # The same with the paper's advantages
-PAPER_BEST = "dapo_plain+learning_rate=lin_0.005+ent_coef=0.005+uses=8"
+PAPER_BEST = f"dapo_plain+{BEST_SETTING}"
 
 # What the paper leaves open
 ABLATIONS = {
@@ -287,13 +289,13 @@ ABLATIONS = {
         for algo in ("ppo_ent", BEST)
     ],
     "PPO, the clip and the divergence in one setting": [
-        "ppo_ent+learning_rate=lin_0.005+ent_coef=0.005+uses=8",
-        "vtrace+learning_rate=lin_0.005+ent_coef=0.005+uses=8+advantage=vtrace_gae",
+        f"ppo_ent+{BEST_SETTING}",
+        f"vtrace+{BEST_SETTING}+advantage=vtrace_gae",
         "dapo+advantage=vtrace_gae",
         BEST,
     ],
     "PPO, the clip and the divergence in one setting, with the paper's advantages": [
-        PAPER_BEST.replace("dapo_plain", algo) for algo in ("ppo_ent", "vtrace", "dapo", "dapo_plain")
+        f"{algo}+{BEST_SETTING}" for algo in ("ppo_ent", "vtrace", "dapo", "dapo_plain")
     ],
     "Policy loss": [
         BEST,
