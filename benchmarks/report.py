@@ -26,29 +26,6 @@ from suites import ABLATIONS, ALGORITHMS, SUITES, denormalize, normalize, run_na
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 # Bootstrap samples of each interval
 REPS = 2000
-# A PPO that everything is compared with, the best of these
-PPO_VARIANTS = ("ppo", "ppo_ent", "ppo_fast", "ppo_target_kl", "ppo_adaptive_kl")
-DAPO_VARIANTS = ("dapo_1step", "dapo", "dapo_geppo", "dapo_plain", "dapo_adaptive", "dapo_gae_1step", "dapo_gae")
-# PPO's family blue, other baselines grey, reuse without divergence green, DAPO red
-COLORS = {
-    "ppo": "#9ecae1",
-    "ppo_ent": "#3182bd",
-    "ppo_fast": "#3182bd",
-    "ppo_target_kl": "#6baed6",
-    "ppo_adaptive_kl": "#08306b",
-    "trpo": "#636363",
-    "a2c": "#bdbdbd",
-    "vtrace": "#31a354",
-    "vtrace_gae": "#74c476",
-    "geppo": "#006d2c",
-    "dapo_geppo": "#a50f15",
-    "dapo_1step": "#fd8d3c",
-    "dapo": "#d62728",
-    "dapo_plain": "#756bb1",
-    "dapo_adaptive": "#3f007d",
-    "dapo_gae_1step": "#df65b0",
-    "dapo_gae": "#980043",
-}
 # Changes whose values do not say what they are
 CHANGES = {"divergence_steps=null": "all steps"}
 # The paper's question: among methods that reuse the same data, does the divergence help, and do its steps?
@@ -193,7 +170,15 @@ def color(algo: str) -> str:
     :param algo: name of an algorithm
     :return: its colour
     """
-    return COLORS[algo.split("+")[0]]
+    return ALGORITHMS[algo.split("+")[0]].color
+
+
+def family(name: str) -> list[str]:
+    """
+    :param name: "PPO" or "DAPO"
+    :return: the algorithms that are variants of it
+    """
+    return [algo for algo, described in ALGORITHMS.items() if described.family == name]
 
 
 def save(figure: Figure, figures: Path, name: str) -> None:
@@ -435,7 +420,7 @@ def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, f
     if rows.empty:
         return ""
     envs = complete_envs(rows, suite)
-    compared = compare(score_arrays(rows, ALGORITHMS, envs), envs, PPO_VARIANTS)
+    compared = compare(score_arrays(rows, ALGORITHMS, envs), envs, family("PPO"))
 
     ends = rows.groupby("env").timesteps.max()
     same_length = ends.nunique() == 1
@@ -458,7 +443,7 @@ def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, f
     partial = [algo for algo in ALGORITHMS if algo in set(rows.algo) - set(compared.scores)]
     if partial:
         parts.append(f"Not run on all of these environments yet: {', '.join(map(label, partial))}.")
-    dapo = compared.best_of(DAPO_VARIANTS)
+    dapo = compared.best_of(family("DAPO"))
     if compared.reference and dapo:
         ratio = compared.aggregates[dapo][0].value / compared.aggregates[compared.reference][0].value
         parts.append(

@@ -57,11 +57,15 @@ class Algorithm:
     :param zoo_name: name of the class in the Zoo
     :param settings: hyperparameters that make the algorithm what it is, the same in every suite
     :param label: name in tables and figures
+    :param color: colour in figures
+    :param family: "PPO" or "DAPO", of whose variants the best are compared, empty for what is neither
     """
 
     zoo_name: str
     settings: Mapping[str, Any]
     label: str
+    color: str
+    family: str = ""
 
 
 def _regimes(plentiful: int | None, scarce: int | Mapping[str, int]) -> dict[str, Regime]:
@@ -234,42 +238,59 @@ REUSE_GAE = {**REUSE, "advantage": "vtrace_gae"}
 # Where the clip lies makes no difference to a single rollout
 GEPPO = {"n_rollouts": 4, "clip_center": "old"}
 
+# PPO's family blue, other baselines grey, reuse without divergence green, DAPO red and violet
 ALGORITHMS = {
-    "ppo": Algorithm("ppo", {"ent_coef": 0.0}, "PPO"),
-    "ppo_ent": Algorithm("ppo", {"ent_coef": 0.01}, "PPO + entropy"),
+    "ppo": Algorithm("ppo", {"ent_coef": 0.0}, "PPO", "#9ecae1", "PPO"),
+    "ppo_ent": Algorithm("ppo", {"ent_coef": 0.01}, "PPO + entropy", "#3182bd", "PPO"),
     # In Atari games with the native environments and bfloat16, as DAPO
     "ppo_fast": Algorithm(
         "dapo",
         {"advantage": "gae", "divergence_coef": 0.0, "n_rollouts": 1, "ent_coef": 0.01, "fast": True},
         "PPO + entropy, fast",
+        "#3182bd",
+        "PPO",
     ),
-    "ppo_target_kl": Algorithm("ppo", {"target_kl": 0.02}, "PPO, target KL"),
-    "ppo_adaptive_kl": Algorithm("dapo", ADAPTIVE_KL, "PPO, adaptive KL"),
-    "trpo": Algorithm("trpo", {}, "TRPO"),
-    "a2c": Algorithm("a2c", {}, "A2C"),
-    "vtrace": Algorithm("dapo", {**REUSE, "divergence_coef": 0.0}, "V-trace, no divergence"),
-    "dapo_1step": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1, "divergence_steps": 0}, "DAPO, 1-step"),
-    "dapo": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1}, "DAPO, multi-step"),
+    "ppo_target_kl": Algorithm("ppo", {"target_kl": 0.02}, "PPO, target KL", "#6baed6", "PPO"),
+    "ppo_adaptive_kl": Algorithm("dapo", ADAPTIVE_KL, "PPO, adaptive KL", "#08306b", "PPO"),
+    "trpo": Algorithm("trpo", {}, "TRPO", "#636363"),
+    "a2c": Algorithm("a2c", {}, "A2C", "#bdbdbd"),
+    "vtrace": Algorithm("dapo", {**REUSE, "divergence_coef": 0.0}, "V-trace, no divergence", "#31a354"),
+    "dapo_1step": Algorithm(
+        "dapo", {**REUSE, "divergence_coef": 0.1, "divergence_steps": 0}, "DAPO, 1-step", "#fd8d3c", "DAPO"
+    ),
+    "dapo": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1}, "DAPO, multi-step", "#d62728", "DAPO"),
     # Without the clip the divergence alone keeps updates small: it needs to be ten times as strong
-    "dapo_plain": Algorithm("dapo", {**REUSE, "divergence_coef": 1.0, "policy_loss": "plain"}, "DAPO, unclipped"),
+    "dapo_plain": Algorithm(
+        "dapo", {**REUSE, "divergence_coef": 1.0, "policy_loss": "plain"}, "DAPO, unclipped", "#756bb1", "DAPO"
+    ),
     # The divergence aimed for instead of its coefficient, as PPO's adaptive penalty has it
     "dapo_adaptive": Algorithm(
         "dapo",
         {**REUSE, "divergence_coef": "adaptive_0.01", "policy_loss": "plain"},
         "DAPO, unclipped, adaptive",
+        "#3f007d",
+        "DAPO",
     ),
-    "vtrace_gae": Algorithm("dapo", {**REUSE_GAE, "divergence_coef": 0.0}, "V-trace + GAE, no divergence"),
+    "vtrace_gae": Algorithm("dapo", {**REUSE_GAE, "divergence_coef": 0.0}, "V-trace + GAE, no divergence", "#74c476"),
     # A sum over steps is larger than its first term, which alone is tried stronger
     "dapo_gae_1step": Algorithm(
         "dapo",
         {**REUSE_GAE, "divergence_coef": 3.0, "divergence_steps": 0, "policy_loss": "plain"},
         "DAPO + GAE, unclipped, 1-step",
+        "#df65b0",
+        "DAPO",
     ),
     "dapo_gae": Algorithm(
-        "dapo", {**REUSE_GAE, "divergence_coef": 1.0, "policy_loss": "plain"}, "DAPO + GAE, unclipped"
+        "dapo",
+        {**REUSE_GAE, "divergence_coef": 1.0, "policy_loss": "plain"},
+        "DAPO + GAE, unclipped",
+        "#980043",
+        "DAPO",
     ),
-    "geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.0}, "V-trace, GePPO's clip"),
-    "dapo_geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.1}, "DAPO, multi-step, GePPO's clip"),
+    "geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.0}, "V-trace, GePPO's clip", "#006d2c"),
+    "dapo_geppo": Algorithm(
+        "dapo", {**GEPPO, "divergence_coef": 0.1}, "DAPO, multi-step, GePPO's clip", "#a50f15", "DAPO"
+    ),
 }
 
 # Unclipped DAPO as tuned: what the ablations of the divergence start from, as beside the clip it has little to do.
