@@ -309,6 +309,12 @@ ABLATIONS = {
         for learning_rate, ent_coef, uses in product((0.00289, 0.005), (0.0212, 0.005), (4, 8))
         for algo in ("ppo_ent", BEST)
     ],
+    # What tuning chose for PPO without an entropy bonus, tried with one
+    "PPO's setting without and with an entropy bonus": [
+        "ppo",
+        "ppo_ent+learning_rate=lin_0.00261+gae_lambda=0.6+ent_coef=0.01+uses=8",
+        "ppo_ent",
+    ],
     "PPO, the clip and the divergence in one setting": [
         f"ppo_ent+{BEST_SETTING}",
         f"vtrace+{BEST_SETTING}+advantage=vtrace_gae",
