@@ -28,8 +28,9 @@ FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 REPS = 2000
 # Changes whose values do not say what they are
 CHANGES = {"divergence_steps=null": "all steps"}
-# The paper's question: among methods that reuse the same data, does the divergence help, and do its steps?
-PAPER_PAIRS = (
+# The paper's question: among methods that reuse the same data, does the divergence help, and do its steps? And the
+# user's, for the two kinds of PPO that tuning has found
+PAIRS = (
     ("dapo_1step", "vtrace"),
     ("dapo", "vtrace"),
     ("dapo_plain", "vtrace"),
@@ -37,6 +38,8 @@ PAPER_PAIRS = (
     ("dapo_gae_1step", "vtrace_gae"),
     ("dapo_gae", "vtrace_gae"),
     ("dapo_gae", "dapo_gae_1step"),
+    ("dapo_gae", "ppo_ent"),
+    ("dapo_gae", "ppo"),
 )
 
 Array = npt.NDArray[np.float64]
@@ -137,12 +140,16 @@ def estimates(scores: Mapping[Key, Any], function: Callable[..., Any]) -> dict[K
     :param function: turns them into numbers, of a bootstrap sample too
     :return: estimates of the numbers
     """
-    np.random.seed(0)  # rliable draws from NumPy's global generator, whatever `random_state` it is given
-    points, intervals = library.get_interval_estimates(scores, lambda *x: np.atleast_1d(function(*x)), reps=REPS)
-    return {
-        name: [Estimate(*map(float, values)) for values in zip(points[name], *intervals[name], strict=True)]
-        for name in scores
-    }
+    found = {}
+    for name, own in scores.items():
+        # rliable draws from NumPy's global generator, whatever `random_state` it is given. Each starts anew, so that an
+        # interval stays as it is when others come to a table
+        np.random.seed(0)
+        points, intervals = library.get_interval_estimates(
+            {name: own}, lambda *x: np.atleast_1d(function(*x)), reps=REPS
+        )
+        found[name] = [Estimate(*map(float, values)) for values in zip(points[name], *intervals[name], strict=True)]
+    return found
 
 
 def arrays(found: Mapping[str, list[Estimate]]) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -452,7 +459,7 @@ def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, f
         )
     pairs = {
         pair: tuple(compared.scores[algo][:, :, -1] for algo in pair)
-        for pair in PAPER_PAIRS
+        for pair in PAIRS
         if set(pair) <= set(compared.scores)
     }
     if pairs:
@@ -484,7 +491,7 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str) -> str:
         envs, scores = max(tried, key=lambda found: len(found[1]))
         if len(scores) > 1:
             own = own[own.env.isin(envs)]
-            compared = compare(scores, envs)
+            compared = compare(scores, envs, algos[:1])
             parts.append(f"#### {question}\n\n{table(own, compared)}\n{games_table(suite, compared)}")
     head = f"### `{suite}`, {regime}: ablations\n\nOn {', '.join(map(short, few))}, or on all environments.\n"
     return "\n".join([head, *parts]) if parts else ""

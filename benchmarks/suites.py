@@ -374,7 +374,8 @@ ABLATIONS = {
         f"{algo}+n_rollouts={x}" for x in (1, 2, 4) for algo in ("dapo_plain", "vtrace")
     ],
     "Targets": [BEST, f"{BEST}+exact_targets=true"],
-    "Advantages": [BEST, *(f"{BEST}+advantage={x}" for x in ("vtrace", "gae"))],
+    # Unclipped DAPO's are the paper's
+    "Advantages": [BEST, PAPER_BEST, f"{BEST}+advantage=gae"],
     "Center of the clip": [f"dapo+n_rollouts=4{x}" for x in ("", "+clip_center=old")],
 }
 
