@@ -351,7 +351,7 @@ ABLATIONS = {
     ],
     "Steps of the divergence, in the 1-step divergence's setting": [
         "dapo_gae_1step",
-        "dapo_gae_1step+divergence_steps=null+divergence_coef=1.0",
+        f"{BEST}+learning_rate=lin_0.00289+ent_coef=0.0212+uses=4",
     ],
     "Steps of the divergence, with the paper's advantages": [
         "dapo_plain",
