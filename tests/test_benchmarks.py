@@ -1,5 +1,6 @@
 """The benchmark's harness: suites, results, runs that are killed, tuning, report."""
 
+import inspect
 import math
 import os
 import signal
@@ -15,6 +16,8 @@ import pytest
 for module in ("rl_zoo3", "rliable", "minatar"):
     pytest.importorskip(module)
 pytest.importorskip("fcntl", reason="the benchmarks lock their results with it")
+
+from sb3_dapo import DAPO  # noqa: E402
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -80,6 +83,21 @@ def test_equal_settings_have_one_name(tmp_path: Path, monkeypatch: pytest.Monkey
     assert names("dapo+gamma=0.9", "dapo+gamma=0.9+n_rollouts=2") == ["dapo+gamma=0.9"] * 2
     assert names("dapo+gamma=0.9+n_rollouts=4") == ["dapo+gamma=0.9+n_rollouts=4"]
     assert names("dapo+divergence_coef=0+n_rollouts=1+uses=8") == ["vtrace"]
+
+
+def test_no_ablation_is_another_one_with_a_default_spelled_out() -> None:
+    defaults = {name: p.default for name, p in inspect.signature(DAPO).parameters.items()}
+    env = suites.SUITES["minatar"].tuning_envs[0]
+    names = suites.run_names("minatar", "scarce", [algo for algos in suites.ABLATIONS.values() for algo in algos])
+    by_settings: dict[str, set[str]] = {}
+    for name in set(names.values()):
+        zoo_name = suites.algorithm(name).zoo_name
+        settings = suites.hyperparameters("minatar", "scarce", env, name)
+        if zoo_name == "dapo":
+            settings = {key: value for key, value in settings.items() if value != defaults.get(key, "no argument")}
+        by_settings.setdefault(f"{zoo_name} {sorted(settings.items())}", set()).add(name)
+    # Two algorithms that tuning led to one setting keep their names
+    assert [same for same in by_settings.values() if len(same) > 1 and not same <= set(suites.ALGORITHMS)] == []
 
 
 @pytest.mark.parametrize("suite", suites.SUITES)
