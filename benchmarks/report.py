@@ -523,7 +523,12 @@ def uses_section(rows: pd.DataFrame, suite: str, figures: Path, link: str) -> st
         points = {regime: values[0] for regime, values in estimates(final, iqm).items()}
         # Tuning may have chosen fewer uses than the regime allows
         own = rows[rows.algo == algo].groupby("regime").uses_per_sample.max()
-        cells.append([label(algo), *(f"{points[r]} ({own[r]})" if r in points else "" for r in regimes)])
+        cells.append(
+            [
+                label(algo),
+                *(f"{points[r]} ({own[r]} uses, seeds: {len(final[r])})" if r in points else "" for r in regimes),
+            ]
+        )
         x = [own[regime] for regime in points]
         values = list(points.values())
         axes.plot(x, [e.value for e in values], marker="o", color=color(algo), label=label(algo))
@@ -538,7 +543,7 @@ def uses_section(rows: pd.DataFrame, suite: str, figures: Path, link: str) -> st
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     save(figure, figures, f"{suite}_uses")
     games = ", ".join(map(short, envs))
-    head = f"### `{suite}`: uses per sample\n\nIQM on {games}, and the uses that each algorithm makes.\n\n"
+    head = f"### `{suite}`: uses per sample\n\nIQM on {games}.\n\n"
     body = markdown(["Algorithm", *(f"Up to {n} uses" for n in uses)], cells)
     return f"{head}{body}\n![{suite}: IQM against uses per sample]({link}/{suite}_uses.svg)\n"
 
