@@ -478,7 +478,7 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str) -> str:
     :param rows: rows of the suite
     :param suite: name of the suite
     :param regime: one of its regimes
-    :return: Markdown, a table for each question of which two answers at least have been tried
+    :return: Markdown, a table for each question of which two answers at least have been tried, one with a change
     """
     rows = rows[rows.regime == regime]
     few, parts = SUITES[suite].ablation_envs, []
@@ -489,7 +489,8 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str) -> str:
         # On all environments, unless more algorithms have been run on the few
         tried = [(envs, score_arrays(own, algos, envs)) for envs in (all_envs, few)]
         envs, scores = max(tried, key=lambda found: len(found[1]))
-        if len(scores) > 1:
+        # Algorithms without changes are compared in the table of the regime
+        if len(scores) > 1 and any("+" in algo for algo in scores):
             own = own[own.env.isin(envs)]
             compared = compare(scores, envs, algos[:1])
             parts.append(f"#### {question}\n\n{table(own, compared)}\n{games_table(suite, compared)}")
@@ -506,34 +507,31 @@ def uses_section(rows: pd.DataFrame, suite: str, figures: Path, link: str) -> st
     :return: Markdown: how the algorithms fare with more uses of each sample
     """
     rows = rows[rows.regime.str.startswith("scarce") & rows.algo.isin(list(ALGORITHMS))]
-    n_regimes = rows.groupby("algo").regime.nunique() if not rows.empty else pd.Series(dtype=int)
-    algos = [algo for algo in ALGORITHMS if n_regimes.get(algo, 0) > 1]
-    if not algos:
+    by_regime = {name: rows[rows.regime == name] for name in SUITES[suite].regimes if name in set(rows.regime)}
+    envs = min((complete_envs(own, suite) for own in by_regime.values()), key=len, default=[])
+    scores = {regime: score_arrays(own, ALGORITHMS, envs) for regime, own in by_regime.items()}
+    finals = {algo: {r: found[algo][:, :, -1] for r, found in scores.items() if algo in found} for algo in ALGORITHMS}
+    finals = {algo: final for algo, final in finals.items() if len(final) > 1}
+    if not finals:
         return ""
-    rows = rows[rows.algo.isin(algos)]
-    regimes = [name for name in SUITES[suite].regimes if name in set(rows.regime)]
-    envs = [env for env in SUITES[suite].scores if (rows[rows.env == env].groupby("algo").regime.nunique() > 1).all()]
     figure, axes = plt.subplots(figsize=(7, 4.5))
     cells = []
-    for algo in algos:
-        found = {r: score_arrays(rows[rows.regime == r], [algo], envs).get(algo) for r in regimes}
-        final = {regime: array[:, :, -1] for regime, array in found.items() if array is not None}
-        if not final:
-            continue
+    for algo, final in finals.items():
         points = {regime: values[0] for regime, values in estimates(final, iqm).items()}
         # Tuning may have chosen fewer uses than the regime allows
         own = rows[rows.algo == algo].groupby("regime").uses_per_sample.max()
         cells.append(
             [
                 label(algo),
-                *(f"{points[r]} ({own[r]} uses, seeds: {len(final[r])})" if r in points else "" for r in regimes),
+                *(f"{points[r]} ({own[r]} uses, seeds: {len(final[r])})" if r in final else "" for r in by_regime),
             ]
         )
         x = [own[regime] for regime in points]
-        values = list(points.values())
-        axes.plot(x, [e.value for e in values], marker="o", color=color(algo), label=label(algo))
-        axes.fill_between(x, [e.low for e in values], [e.high for e in values], color=color(algo), alpha=0.15)
-    uses = [SUITES[suite].regimes[regime].uses or 0 for regime in regimes]
+        values = [e.value for e in points.values()]
+        # Bars and not bands, which would seem to be surest where there is one seed
+        errors = [[e.value - e.low for e in points.values()], [e.high - e.value for e in points.values()]]
+        axes.errorbar(x, values, errors, marker="o", capsize=3, elinewidth=1, color=color(algo), label=label(algo))
+    uses = [SUITES[suite].regimes[regime].uses or 0 for regime in by_regime]
     axes.set(xscale="log", xlabel="Uses per sample", ylabel="IQM of the normalized score")
     ticks = sorted(rows.uses_per_sample.unique())
     axes.set_xticks(ticks, map(str, ticks))
@@ -543,7 +541,7 @@ def uses_section(rows: pd.DataFrame, suite: str, figures: Path, link: str) -> st
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     save(figure, figures, f"{suite}_uses")
     games = ", ".join(map(short, envs))
-    head = f"### `{suite}`: uses per sample\n\nIQM on {games}.\n\n"
+    head = f"### `{suite}`: uses per sample\n\nIQM on {games}. No interval where there is one seed.\n\n"
     body = markdown(["Algorithm", *(f"Up to {n} uses" for n in uses)], cells)
     return f"{head}{body}\n![{suite}: IQM against uses per sample]({link}/{suite}_uses.svg)\n"
 
