@@ -514,6 +514,7 @@ def uses_section(rows: pd.DataFrame, suite: str, figures: Path, link: str) -> st
     finals = {algo: final for algo, final in finals.items() if len(final) > 1}
     if not finals:
         return ""
+    rows = rows[rows.algo.isin(list(finals))]
     figure, axes = plt.subplots(figsize=(7, 4.5))
     cells = []
     for algo, final in finals.items():
