@@ -55,7 +55,7 @@ def test_save_load(algo: type[DAPO], env_id: str, device: str, tmp_path: pathlib
     loaded = algo.load(tmp_path / "model.zip", env=model.get_env(), device=device)
     assert loaded.device.type == loaded.policy.device.type == get_device(device).type
     check_equal_parameters(loaded, model)
-    np.testing.assert_allclose(loaded.predict(observations, deterministic=True)[0], actions, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(loaded.predict(observations, deterministic=True)[0], actions, rtol=1e-4)
     for name in ("n_rollouts", "policy_loss", "n_steps", "batch_size", "num_timesteps", "_n_updates"):
         assert getattr(loaded, name) == getattr(model, name), name
     assert loaded.divergence_coef(1.0) == 0.3
@@ -208,7 +208,7 @@ def test_save_load_policy(algo: type[DAPO], use_sde: bool, tmp_path: pathlib.Pat
     actions, _ = model.policy.predict(observations, deterministic=True)
     model.policy.save(tmp_path / "policy.pkl")
     loaded = type(model.policy).load(tmp_path / "policy.pkl", device="cpu")
-    np.testing.assert_allclose(loaded.predict(observations, deterministic=True)[0], actions, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(loaded.predict(observations, deterministic=True)[0], actions, rtol=1e-4)
 
 
 def test_ppo_model_can_be_given_to_dapo(algo: type[DAPO], tmp_path: pathlib.Path) -> None:
