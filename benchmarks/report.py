@@ -10,6 +10,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rliable import library, metrics, plot_utils
 from store import RESULTS, read_rows, read_settings
-from suites import ABLATIONS, ALGORITHMS, SUITES, denormalize, normalize, run_names
+from suites import ABLATIONS, ALGORITHMS, BEST, SUITES, denormalize, normalize, run_names
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 # Bootstrap samples of each interval
@@ -163,13 +164,20 @@ def arrays(found: Mapping[str, list[Estimate]]) -> tuple[dict[str, Array], dict[
     )
 
 
+def changes(algo: str) -> list[str]:
+    """
+    :param algo: name of an algorithm, with or without changes
+    :return: the changes in tables and figures
+    """
+    return [CHANGES.get(change, change.replace("=", " = ")) for change in algo.split("+")[1:]]
+
+
 def label(algo: str) -> str:
     """
     :param algo: name of an algorithm, with or without changes
     :return: its name in tables and figures
     """
-    name, *changes = algo.split("+")
-    return ", ".join([ALGORITHMS[name].label, *(CHANGES.get(c, c.replace("=", " = ")) for c in changes)])
+    return ", ".join([ALGORITHMS[algo.split("+")[0]].label, *changes(algo)])
 
 
 def color(algo: str) -> str:
@@ -473,19 +481,78 @@ def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, f
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def ablation_section(rows: pd.DataFrame, suite: str, regime: str) -> str:
+def rows_of(rows: pd.DataFrame, suite: str, regime: str, algos: Sequence[str]) -> pd.DataFrame:
     """
     :param rows: rows of the suite
     :param suite: name of the suite
     :param regime: one of its regimes
-    :return: Markdown, a table for each question of which two answers at least have been tried, one with a change
+    :param algos: names of algorithms, with changes that may amount to another algorithm or change
+    :return: the regime's rows of these, by these names
     """
     rows = rows[rows.regime == regime]
+    run_as = run_names(suite, regime, algos)
+    return pd.concat([rows[rows.algo == name].assign(algo=algo) for algo, name in run_as.items()])
+
+
+def draw_ablations(rows: pd.DataFrame, suite: str, regime: str, figures: Path) -> str | None:
+    """
+    Draw what each change to the best algorithm does.
+
+    :param rows: rows of the suite
+    :param suite: name of the suite
+    :param regime: one of its regimes
+    :param figures: folder
+    :return: name of the figure, None if there are no changes to draw
+    """
+    about_best = [algos for algos in ABLATIONS.values() if algos[0] == BEST]
+    algos = [a for a in dict.fromkeys(chain(*about_best)) if a.split("+")[0] == BEST]
+    envs = SUITES[suite].ablation_envs
+    scores = score_arrays(rows_of(rows, suite, regime, algos), algos, envs)
+    if BEST not in scores or len(scores) < 3:
+        return None
+    found = estimates({algo: array[:, :, -1] for algo, array in scores.items()}, iqm)
+    best = found[BEST][0]
+    names = {a: f"{', '.join(changes(a)) or label(a)} (seeds: {len(scores[a])})" for a in scores}
+    figure, axes = plot_utils.plot_interval_estimates(
+        *arrays({names[a]: found[a] for a in scores}),
+        metric_names=[f"IQM on {', '.join(map(short, envs))}"],
+        algorithms=[names[a] for a in scores][::-1],
+        colors={names[a]: color(BEST) if a == BEST else "#9e9e9e" for a in scores},
+        max_ticks=6,
+        subfigure_width=6,
+        row_height=0.24,
+        xlabel="",
+    )
+    # Of a single seed there is only a line, which would lie on the edge
+    axes.use_sticky_edges = False
+    axes.margins(x=0.03)
+    axes.axvspan(best.low, best.high, color=color(BEST), alpha=0.12, linewidth=0)
+    axes.set_title(axes.get_title(), fontsize="large")
+    axes.tick_params(labelsize="medium")
+    name = f"{suite}_{regime}_ablations"
+    save(figure, figures, name)
+    return name
+
+
+def ablation_section(rows: pd.DataFrame, suite: str, regime: str, figures: Path, link: str) -> str:
+    """
+    :param rows: rows of the suite
+    :param suite: name of the suite
+    :param regime: one of its regimes
+    :param figures: folder of the figures
+    :param link: the same as seen from the Markdown file
+    :return: Markdown, a table for each question of which two answers at least have been tried, one with a change
+    """
     few, parts = SUITES[suite].ablation_envs, []
     all_envs = list(SUITES[suite].scores)
+    drawn = draw_ablations(rows, suite, regime, figures)
+    if drawn:
+        parts.append(
+            f"{label(BEST)}, with its interval as a band, and what becomes of it when something is changed.\n\n"
+            f"![{suite}, {regime}: ablations]({link}/{drawn}.svg)\n"
+        )
     for question, algos in ABLATIONS.items():
-        run_as = run_names(suite, regime, algos)
-        own = pd.concat([rows[rows.algo == name].assign(algo=algo) for algo, name in run_as.items()])
+        own = rows_of(rows, suite, regime, algos)
         # On all environments, unless more algorithms have been run on the few
         tried = [(envs, score_arrays(own, algos, envs)) for envs in (all_envs, few)]
         envs, scores = max(tried, key=lambda found: len(found[1]))
@@ -562,7 +629,7 @@ def report(results: Path, figures: Path, suite: str) -> Path | None:
         "<!-- Written by benchmarks/report.py from the CSV file beside it -->\n",
         *(regime_section(rows, results, suite, regime, figures, link) for regime in SUITES[suite].regimes),
         uses_section(rows, suite, figures, link),
-        *(ablation_section(rows, suite, regime) for regime in SUITES[suite].regimes),
+        *(ablation_section(rows, suite, regime, figures, link) for regime in SUITES[suite].regimes),
     ]
     path = results / f"{suite}.md"
     path.write_text("\n".join(section for section in sections if section))

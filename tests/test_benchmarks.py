@@ -342,8 +342,10 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                     normalized = 0.1 + 0.1 * rank + 0.02 * seed
                     run = store.Run("minatar", regime, env, algo, seed)
                     rows += rows_of(run, [math.nan, low + (high - low) * normalized])
-    # one that has been run on a single game
+    # one that has been run on a single game, and one on those of the ablations
     rows += rows_of(store.Run("minatar", "scarce", "MinAtar/Asterix-v1", "a2c", 1), [1.0, 1.0])
+    for env in suites.SUITES["minatar"].ablation_envs:
+        rows += rows_of(store.Run("minatar", "scarce", env, suites.BEST, 1), [1.0, 1.0])
     store.write_csv(tmp_path / "minatar.csv", store.COLUMNS, map(store.format_row, rows))
 
     path = report.report(tmp_path, tmp_path / "figures", "minatar")
@@ -359,14 +361,15 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert games[0] == ["Score", "Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"]
     low, high = suites.SUITES["minatar"].scores["MinAtar/Asterix-v1"]
     assert games[2][:2] == ["DAPO, multi-step", f"{low + (high - low) * 0.44:.3g} ± {(high - low) * 0.02:.2g}"]
-    assert "Not run on all of these environments yet: A2C." in text
+    assert "Not run on all of these environments yet: A2C, DAPO + GAE, unclipped." in text
     assert "3.14 times the IQM of the best variant of PPO (PPO)" in text
     assert "#### Coefficient of the divergence, 1/eta" in text
     assert "| DAPO + GAE, unclipped, divergence_coef = 0.5 | 0.54" in text
 
     figures = {image.name: image.read_bytes() for image in (tmp_path / "figures").iterdir()}
     kinds = ("aggregates", "curves", "profiles", "improvement")
-    names = [f"minatar_{regime}_{kind}" for regime in ("scarce", "scarce16") for kind in kinds] + ["minatar_uses"]
+    names = [f"minatar_{regime}_{kind}" for regime in ("scarce", "scarce16") for kind in kinds]
+    names += ["minatar_uses", "minatar_scarce_ablations"]
     assert set(figures) == {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")}
     linked = {line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
     assert linked == {f"figures/{name}.svg" for name in names}
