@@ -356,6 +356,8 @@ ABLATIONS = {
         *(f"{BEST}+divergence_steps={x}" for x in (3, 0)),
         f"{BEST}+divergence_steps=0+divergence_coef=3.0",
     ],
+    # On all environments
+    "Steps of the divergence, all or one": [BEST, f"{BEST}+divergence_steps=0"],
     "Steps of the divergence, in the 1-step divergence's setting": [
         "dapo_gae_1step",
         f"{BEST}+learning_rate=lin_0.00289+ent_coef=0.0212+uses=4",
