@@ -481,33 +481,20 @@ def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, f
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def rows_of(rows: pd.DataFrame, suite: str, regime: str, algos: Sequence[str]) -> pd.DataFrame:
-    """
-    :param rows: rows of the suite
-    :param suite: name of the suite
-    :param regime: one of its regimes
-    :param algos: names of algorithms, with changes that may amount to another algorithm or change
-    :return: the regime's rows of these, by these names
-    """
-    rows = rows[rows.regime == regime]
-    run_as = run_names(suite, regime, algos)
-    return pd.concat([rows[rows.algo == name].assign(algo=algo) for algo, name in run_as.items()])
-
-
 def draw_ablations(rows: pd.DataFrame, suite: str, regime: str, figures: Path) -> str | None:
     """
     Draw what each change to the best algorithm does.
 
-    :param rows: rows of the suite
+    :param rows: rows of a regime, by the names that the ablations have for them
     :param suite: name of the suite
-    :param regime: one of its regimes
+    :param regime: the regime
     :param figures: folder
     :return: name of the figure, None if there are no changes to draw
     """
     about_best = [algos for algos in ABLATIONS.values() if algos[0] == BEST]
     algos = [a for a in dict.fromkeys(chain(*about_best)) if a.split("+")[0] == BEST]
     envs = SUITES[suite].ablation_envs
-    scores = score_arrays(rows_of(rows, suite, regime, algos), algos, envs)
+    scores = score_arrays(rows, algos, envs)
     if BEST not in scores or len(scores) < 3:
         return None
     found = estimates({algo: array[:, :, -1] for algo, array in scores.items()}, iqm)
@@ -543,6 +530,10 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str, figures: Path,
     :param link: the same as seen from the Markdown file
     :return: Markdown, a table for each question of which two answers at least have been tried, one with a change
     """
+    rows = rows[rows.regime == regime]
+    # Changes may amount to another algorithm or change, by whose name the runs are kept
+    run_as = run_names(suite, regime, list(chain(*ABLATIONS.values())))
+    rows = pd.concat([rows[rows.algo == name].assign(algo=algo) for algo, name in run_as.items()])
     few, parts = SUITES[suite].ablation_envs, []
     all_envs = list(SUITES[suite].scores)
     drawn = draw_ablations(rows, suite, regime, figures)
@@ -552,7 +543,7 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str, figures: Path,
             f"![{suite}, {regime}: ablations]({link}/{drawn}.svg)\n"
         )
     for question, algos in ABLATIONS.items():
-        own = rows_of(rows, suite, regime, algos)
+        own = rows[rows.algo.isin(algos)]
         # On all environments, unless more algorithms have been run on the few
         tried = [(envs, score_arrays(own, algos, envs)) for envs in (all_envs, few)]
         envs, scores = max(tried, key=lambda found: len(found[1]))

@@ -356,7 +356,7 @@ ABLATIONS = {
         *(f"{BEST}+divergence_steps={x}" for x in (3, 0)),
         f"{BEST}+divergence_steps=0+divergence_coef=3.0",
     ],
-    # On all environments
+    # Of two only, so that its table is of all environments
     "Steps of the divergence, all or one": [BEST, f"{BEST}+divergence_steps=0"],
     "Steps of the divergence, in the 1-step divergence's setting": [
         "dapo_gae_1step",
