@@ -30,7 +30,7 @@ REPS = 2000
 # Changes whose values do not say what they are
 CHANGES = {"divergence_steps=null": "all steps"}
 # The paper's question: among methods that reuse the same data, does the divergence help, and do its steps? And the
-# user's, for the two kinds of PPO that tuning has found
+# user's, for the two kinds of PPO that tuning has found, and for A2C
 PAIRS = (
     ("dapo_1step", "vtrace"),
     ("dapo", "vtrace"),
@@ -41,6 +41,8 @@ PAIRS = (
     ("dapo_gae", "dapo_gae_1step"),
     ("dapo_gae", "ppo_ent"),
     ("dapo_gae", "ppo"),
+    ("dapo_gae", "a2c"),
+    ("a2c", "ppo_ent"),
 )
 
 Array = npt.NDArray[np.float64]
@@ -390,12 +392,13 @@ def table(rows: pd.DataFrame, compared: Comparison) -> str:
     cells = []
     for algo in compared.best_first:
         own = last[last.algo == algo]
+        kl = rows[rows.algo == algo].kl.mean()
         cells.append(
             [
                 label(algo),
                 *map(str, compared.aggregates[algo]),
                 *([] if compared.reference is None else ["".join(map(str, compared.improvements.get(algo, [])))]),
-                f"{rows[rows.algo == algo].kl.mean():.2g}",
+                "" if np.isnan(kl) else f"{kl:.2g}",  # A2C logs none
                 "/".join(map(str, sorted(own.uses_per_sample.unique()))),
                 f"{own.wall_s.median() / 60:.1f}",
                 str(len(compared.scores[algo])),

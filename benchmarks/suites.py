@@ -385,6 +385,12 @@ ABLATIONS = {
     "Targets": [BEST, f"{BEST}+exact_targets=true"],
     # Unclipped DAPO's are the paper's
     "Advantages": [BEST, PAPER_BEST, f"{BEST}+advantage=gae"],
+    # A2C with rollouts of 8 steps, all of them one minibatch, does as well as PPO, whose sizes were never tuned
+    "Shorter rollouts, smaller minibatches": [
+        f"{algo}{x}"
+        for algo in ("ppo_ent", BEST)
+        for x in ("", "+n_steps=32", "+batch_size=64", "+n_steps=32+batch_size=64")
+    ],
     "Center of the clip": [f"dapo+n_rollouts=4{x}" for x in ("", "+clip_center=old")],
 }
 
