@@ -386,11 +386,8 @@ ABLATIONS = {
     # Unclipped DAPO's are the paper's
     "Advantages": [BEST, PAPER_BEST, f"{BEST}+advantage=gae"],
     # A2C with rollouts of 8 steps, all of them one minibatch, does as well as PPO, whose sizes were never tuned
-    "Shorter rollouts, smaller minibatches": [
-        f"{algo}{x}"
-        for algo in ("ppo_ent", BEST)
-        for x in ("", "+n_steps=32", "+batch_size=64", "+n_steps=32+batch_size=64")
-    ],
+    "Shorter rollouts": ["ppo_ent+n_steps=32", f"{BEST}+n_steps=32", "ppo_ent", BEST, "a2c"],
+    "Smaller minibatches": [f"{algo}{x}" for algo in ("ppo_ent", BEST) for x in ("", "+batch_size=64")],
     "Center of the clip": [f"dapo+n_rollouts=4{x}" for x in ("", "+clip_center=old")],
 }
 
