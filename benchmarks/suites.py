@@ -386,7 +386,15 @@ ABLATIONS = {
     # Unclipped DAPO's are the paper's
     "Advantages": [BEST, PAPER_BEST, f"{BEST}+advantage=gae"],
     # A2C with rollouts of 8 steps, all of them one minibatch, does as well as PPO, whose sizes were never tuned
-    "Shorter rollouts": ["ppo_ent+n_steps=32", f"{BEST}+n_steps=32", "ppo_ent", BEST, "a2c"],
+    "Shorter rollouts": [
+        *(f"{algo}{x}" for x in ("+n_steps=32", "+n_steps=64", "") for algo in ("ppo_ent", BEST)),
+        "a2c",
+    ],
+    # As many transitions kept as with 2 rollouts of 128 steps, or half as many
+    "Shorter rollouts, more of them kept": [
+        *(f"{BEST}+n_steps={n_steps}+n_rollouts={k}" for n_steps, k in ((64, 4), (32, 4))),
+        *(f"{BEST}{x}" for x in ("+n_steps=64", "+n_steps=32", "")),
+    ],
     "Smaller minibatches": [f"{algo}{x}" for algo in ("ppo_ent", BEST) for x in ("", "+batch_size=64")],
     "Center of the clip": [f"dapo+n_rollouts=4{x}" for x in ("", "+clip_center=old")],
 }

@@ -1,5 +1,6 @@
 """What the arguments of DAPO may be."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,9 @@ from sb3_dapo.policies import CnnPolicy
 
 if TYPE_CHECKING:
     from sb3_dapo.dapo import DAPO
+
+# Arguments that may be schedules
+SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf", "divergence_coef")
 
 
 def check_arguments(model: "DAPO") -> None:
@@ -29,10 +33,12 @@ def check_arguments(model: "DAPO") -> None:
         check_int("divergence_steps", model.divergence_steps, 0)
     if model.target_kl is not None:
         check_number("target_kl", model.target_kl, 0)
-    for name in ("learning_rate", "clip_range", "clip_range_vf", "divergence_coef"):
+    for name in SCHEDULED:
         value = getattr(model, name)
+        check(name, value, not isinstance(value, type), "a number, a function or an object, not a class")
         if not callable(value) and not (value is None and name == "clip_range_vf"):
-            check_scheduled(name, value)
+            # A schedule may reach 0, in PPO too
+            check_number(name, value, 0, exclusive=name == "clip_range_vf")
     advantages = ("vtrace", "vtrace_gae", "gae")
     check("advantage", model.advantage, model.advantage in advantages, "'vtrace', 'vtrace_gae' or 'gae'")
     check(
@@ -97,6 +103,18 @@ def check_number(
     check(name, value, is_above and value <= maximum, allowed)  # type: ignore[operator]
 
 
-def check_scheduled(name: str, value: object) -> None:
-    """Like :func:`check`, for an argument that may be a schedule, and its value now."""
-    check_number(name, value, 0, exclusive=name == "clip_range_vf")
+def warn_of_truncated_minibatches(model: "DAPO") -> None:
+    """
+    PPO's warning, for minibatches of all rollouts kept.
+
+    :param model: a model that knows its environments
+    """
+    n_transitions = model.n_rollouts * model.n_steps * model.n_envs
+    rest = n_transitions % model.batch_size
+    if rest > 0:
+        warnings.warn(
+            f"The last minibatch of every epoch will have {rest} transitions instead of {model.batch_size}, as "
+            "`batch_size` is not a factor of n_rollouts * n_steps * n_envs = "
+            f"{model.n_rollouts} * {model.n_steps} * {model.n_envs} = {n_transitions}. One that is would be better.",
+            stacklevel=3,
+        )

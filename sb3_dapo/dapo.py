@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -18,7 +19,14 @@ from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
-from sb3_dapo.arguments import check, check_arguments, check_int, check_scheduled
+from sb3_dapo.arguments import (
+    SCHEDULED,
+    check,
+    check_arguments,
+    check_int,
+    check_number,
+    warn_of_truncated_minibatches,
+)
 from sb3_dapo.buffers import RolloutRing, RolloutRingSamples, StepRecorder
 from sb3_dapo.checkpoint import Resumption, RolloutStart, collecting, load_checkpoint, save_checkpoint
 from sb3_dapo.controllers import Controller
@@ -76,7 +84,8 @@ class DAPO(PPO):
     :param gae_lambda: lambda of the V-trace targets, or of GAE
     :param clip_range: Clipping parameter of the policy loss, it can be a function of the current progress remaining
     :param clip_range_vf: Clipping parameter of the value function, likewise; ``None`` for no clipping. It depends on
-        the scale of the rewards
+        the scale of the rewards. With ``n_rollouts`` > 1 it costs a forward pass per update, as do ``target_kl`` and
+        ``clip_center="old"``: what they measure from is asked of the policy that the update begins with
     :param normalize_advantage: ``True``: subtract the minibatch's mean and divide by its standard deviation;
         ``"rms"``: divide by the root mean square and keep the mean, as in the paper; ``False``: neither
     :param ent_coef: Entropy coefficient of the loss
@@ -86,7 +95,8 @@ class DAPO(PPO):
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE, -1: only at the beginning of a
         rollout
     :param rollout_buffer_class: :class:`~sb3_dapo.buffers.RolloutRing` (the default) or a subclass of it
-    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation, besides those that are
+        arguments here
     :param target_kl: Stop an update when the KL divergence from the policy that it began with exceeds 1.5 times this;
         ``None`` for no limit
     :param stats_window_size: Number of episodes that the rollout statistics average over
@@ -99,7 +109,7 @@ class DAPO(PPO):
     :param divergence: divergence between the policy being trained and those that acted: a name in
         :data:`~sb3_dapo.divergences.DIVERGENCES` or a :class:`~sb3_dapo.divergences.Divergence`
     :param divergence_coef: 1/eta of eq. 7, weight of the divergence: a number, a function of the current progress
-        remaining, or a :class:`~sb3_dapo.controllers.Controller` that adapts it
+        remaining, or a :class:`~sb3_dapo.controllers.Controller` that adapts it (the model has a copy of its own)
     :param divergence_steps: steps after a transition whose divergence counts for it: ``None`` for the rest of the
         trajectory, 0 for the 1-step variant
     :param divergence_lambda: lambda of the divergence's traces; ``None`` for ``gae_lambda``
@@ -142,6 +152,7 @@ class DAPO(PPO):
     normalize_advantage: bool | Literal["rms"]  # type: ignore[assignment]
     _rollout_start: RolloutStart | None = None
     _resumption: Resumption | None = None
+    _parameters_replaced = False  # since the last update, by others than the optimizer
 
     def __init__(
         self,
@@ -194,15 +205,18 @@ class DAPO(PPO):
         is_env = isinstance(env, str | gym.Env | VecEnv) or (env is None and not _init_setup_model)
         check("env", env, is_env, "an id, a gymnasium.Env or a VecEnv")
         check("policy", policy, isinstance(policy, str | type), "the name of a policy or a class")
-        check_int("n_steps", n_steps, 1)
-        check_int("batch_size", batch_size, 1)
+        for name, value in (("n_steps", n_steps), ("batch_size", batch_size), ("n_rollouts", n_rollouts)):
+            check_int(name, value, 1)
+        for name in ("n_rollouts", "optimize_memory_usage"):
+            is_once = name not in (rollout_buffer_kwargs or {})
+            check("rollout_buffer_kwargs", rollout_buffer_kwargs, is_once, f"without {name!r}, an argument of DAPO")
         try:
             super().__init__(
                 policy,
                 env,
                 learning_rate=learning_rate,
                 n_steps=n_steps,
-                batch_size=batch_size,
+                batch_size=1,  # PPO would warn if it were no factor of one rollout, though K of them are shuffled
                 n_epochs=n_epochs,
                 gamma=gamma,
                 gae_lambda=gae_lambda,
@@ -227,6 +241,7 @@ class DAPO(PPO):
             )
         except AssertionError as error:  # SB3's way to refuse an action space
             raise ValueError(str(error)) from error
+        self.batch_size = batch_size
         self.normalize_advantage = normalize_advantage
         self.divergence = divergence  # type: ignore[assignment]
         self.divergence_coef = divergence_coef
@@ -250,12 +265,17 @@ class DAPO(PPO):
 
         if _init_setup_model:
             self._setup_model()
+        if self.env is not None:
+            warn_of_truncated_minibatches(self)
 
     def _setup_model(self) -> None:
         # Here and not in __init__, as load() sets the attributes after __init__
         check_arguments(self)
         self.divergence = get_divergence(self.divergence)
         self.divergence.check_action_space(self.action_space)
+        for name in SCHEDULED:
+            if isinstance(getattr(self, name), np.number):  # which SB3's schedules do not know
+                setattr(self, name, float(getattr(self, name)))
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = RolloutRing
         self.rollout_buffer_kwargs = {
@@ -267,7 +287,9 @@ class DAPO(PPO):
             super()._setup_model()
         except AssertionError as error:
             raise ValueError(str(error)) from error
-        if not isinstance(self.divergence_coef, Controller):
+        if isinstance(self.divergence_coef, Controller):
+            self.divergence_coef = deepcopy(self.divergence_coef)  # it adapts to one model
+        else:
             self.divergence_coef = FloatSchedule(self.divergence_coef)
         if isinstance(self.policy, CnnPolicy):
             self.policy.autocast = self.autocast
@@ -325,14 +347,15 @@ class DAPO(PPO):
         self._update_learning_rate(self.policy.optimizer)
         clip_range = self._scheduled("clip_range")
         clip_range_vf = None if self.clip_range_vf is None else self._scheduled("clip_range_vf")
-        divergence_coef = self._scheduled("divergence_coef")
+        divergence_coef = max(self._scheduled("divergence_coef"), 0.0)
 
         parameters = list(self.policy.parameters())
         epoch_stats, all_taken = [], []
         continue_training = True
         for epoch in range(self.n_epochs):
-            self._update_targets()
+            self._update_targets(exact=self.exact_targets or (epoch == 0 and self._must_begin_exactly()))
             if epoch == 0:
+                self._parameters_replaced = False
                 self.rollout_buffer.begin_update()  # here, as exact targets have asked the policy for all values
             all_stats = []
             for samples in self.rollout_buffer.get(self.batch_size):
@@ -473,6 +496,7 @@ class DAPO(PPO):
             # The fused step reads this on the device, as it does for gradient scaling
             optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
             optimizer.step()
+            del optimizer.found_inf  # type: ignore[attr-defined] # Adam's other forms refuse it
         elif is_finite:
             optimizer.step()
         elif self.nonfinite == "raise":
@@ -487,13 +511,22 @@ class DAPO(PPO):
         :param schedule: attribute that holds a schedule
         :param name: of the argument, if it is another
         :return: the schedule's value now
-        :raises ValueError: if a constant of this value would be refused
+        :raises ValueError: if it is no number of at least 0
         """
         value: float = getattr(self, schedule)(self._current_progress_remaining)
         # The last rollout may end behind the total: then a linear schedule is a little below 0, in PPO too
         if self._current_progress_remaining >= 0:
-            check_scheduled(name or schedule, value)
+            check_number(name or schedule, value, 0)
         return value
+
+    def _must_begin_exactly(self) -> bool:
+        """
+        :return: whether an update has to begin with a forward pass over the kept rollouts, because it measures from the
+            policy that it begins with, or because that is another than the one that was trained last
+        """
+        measures = self.target_kl is not None or self.clip_range_vf is not None or self.clip_center == "old"
+        # A single rollout has just been collected by this very policy
+        return self.rollout_buffer.n_kept > 1 and (measures or self._parameters_replaced)
 
     def _is_fast(self) -> bool:
         if self.fast is not None:
@@ -538,12 +571,16 @@ class DAPO(PPO):
         return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
     @th.no_grad()
-    def _update_targets(self) -> None:
-        """Compute the targets of an epoch."""
+    def _update_targets(self, exact: bool) -> None:
+        """
+        Compute the targets of an epoch.
+
+        :param exact: from a forward pass over the kept rollouts, not from what their last visits said
+        """
         buffer = self.rollout_buffer
         # As at collection: targets without dropout, and no effect on batch normalization
         self.policy.set_training_mode(False)
-        if self.exact_targets:
+        if exact:
             for samples in buffer.get(self.batch_size, shuffle=False):
                 values, log_prob, _ = self.policy.evaluate_actions(samples.observations, samples.actions)
                 buffer.record_visit(samples.indices, values.flatten(), log_prob)
@@ -568,8 +605,20 @@ class DAPO(PPO):
         if self.overlap:
             check_overlap(env, self.use_sde)
         super().set_env(env, force_reset)
-        # What another environment answered is not reused
-        self.rollout_buffer.clear()
+        if hasattr(self, "rollout_buffer"):  # not before _setup_model
+            # What another environment answered is not reused
+            self.rollout_buffer.clear()
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | dict[str, th.Tensor],
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        # What the ring knows is what the parameters before said. It is empty while a model is loaded
+        if self.rollout_buffer.n_kept > 0:
+            self._parameters_replaced = True
 
     def save_checkpoint(self, path: str | Path, reset_envs: bool = False) -> None:
         """

@@ -8,7 +8,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_dapo.arguments import check
@@ -40,7 +40,10 @@ def check_overlap(env: GymEnv | None, use_sde: bool) -> None:
     :raises ValueError: if that cannot be done
     """
     check("overlap", True, not use_sde, "False with `use_sde`")
-    is_divisible = env is None or (isinstance(env, DivisibleVecEnv) and env.num_envs > 1)
+    # A wrapper hands on the attributes of what it wraps: to step that in halves would leave the wrapper out
+    is_divisible = env is None or (
+        isinstance(env, DivisibleVecEnv) and not isinstance(env, VecEnvWrapper) and env.num_envs > 1
+    )
     check("overlap", True, is_divisible, f"False for environments other than an AtariVecEnv of two or more ({env})")
 
 

@@ -18,9 +18,9 @@ BLOCK = 4
 
 class CnnPolicy(ActorCriticCnnPolicy):
     """
-    SB3's ``CnnPolicy``, parameters as there. While ``fast`` is set a shared ``NatureCNN`` is computed by
-    :func:`fast_nature_cnn`, and while ``autocast`` is set features are computed in bfloat16; models are the same either
-    way, and interchangeable with SB3's.
+    SB3's ``CnnPolicy``, parameters as there. For acting in training and for the loss, a shared ``NatureCNN`` is
+    computed by :func:`fast_nature_cnn` while ``fast`` is set, and features in bfloat16 while ``autocast`` is set;
+    ``predict`` and ``predict_values`` are always SB3's. Models are the same either way, and interchangeable with SB3's.
     """
 
     fast = False
@@ -44,8 +44,14 @@ class CnnPolicy(ActorCriticCnnPolicy):
         self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None
     ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
         extractor = self.features_extractor if features_extractor is None else features_extractor
-        if self.fast and self.normalize_images and type(extractor) is NatureCNN and self.share_features_extractor:
-            assert isinstance(obs, th.Tensor)
+        if (
+            self.fast
+            and self.normalize_images
+            and self.share_features_extractor
+            and type(extractor) is NatureCNN
+            and isinstance(obs, th.Tensor)
+            and obs.dtype == th.uint8
+        ):
             return fast_nature_cnn(extractor, obs)
         return super().extract_features(obs, features_extractor)
 

@@ -19,6 +19,8 @@ from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     VecFrameStack,
+    VecMonitor,
+    VecNormalize,
     VecTransposeImage,
     VecVideoRecorder,
     is_vecenv_wrapped,
@@ -518,6 +520,9 @@ def test_overlap_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
         DAPO("MlpPolicy", "CartPole-v1", overlap=True)
     with pytest.raises(ValueError, match="`overlap` must be False for environments other than an AtariVecEnv"):
         overlapping_model(1)
+    for wrap in (VecMonitor, lambda env: VecNormalize(env, norm_obs=False)):  # steps in halves would leave it out
+        with pytest.raises(ValueError, match="`overlap` must be False for environments other than an AtariVecEnv"):
+            DAPO("CnnPolicy", wrap(AtariVecEnv(BREAKOUT, 2)), overlap=True)
     with pytest.raises(ValueError, match="`overlap` must be True or False"):
         DAPO("MlpPolicy", "CartPole-v1", overlap="yes")  # type: ignore[arg-type]
     model = overlapping_model(2)

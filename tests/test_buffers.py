@@ -556,7 +556,7 @@ def test_memory_does_not_grow() -> None:
     assert max(sizes) < sizes[0] + 1000
 
 
-@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.filterwarnings("ignore:The last minibatch of every epoch")
 def test_memory_of_a_model_does_not_grow(algo: type[DAPO]) -> None:
     env = gym.wrappers.TimeLimit(RandomEnv(FLOATS, spaces.Discrete(2), p_terminated=0.0), 3)
     model = make_model(algo, "MlpPolicy", env, n_steps=6, n_epochs=1, batch_size=18, n_rollouts=3)

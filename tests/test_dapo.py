@@ -1,5 +1,6 @@
 """The loss against eq. 7, whole updates against a second implementation, and the checks of the arguments."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -258,6 +259,7 @@ class Reference:
         )
         self.policy.load_state_dict(model.policy.state_dict())
         self.ring: list[dict[str, Any]] = []
+        self.parameters_replaced = False
 
     def append(self, rollout: dict[str, list[Any]]) -> None:
         entry: dict[str, Any] = {name: th.stack(x) for name, x in rollout.items() if name not in ("rewards", "ends")}
@@ -300,8 +302,11 @@ class Reference:
     def update(self) -> None:
         model = self.model
         coef = model.divergence_coef(1.0)
-        latest = [self.evaluate(x)[1].detach() if model.exact_targets else x["latest_log_probs"] for x in self.ring]
-        old_log_probs = th.cat([log_probs.flatten() for log_probs in latest])
+        if model.exact_targets or model.clip_center == "old" or self.parameters_replaced:
+            for entry in self.ring:
+                latest_values, latest_log_probs, _ = self.evaluate(entry)
+                entry["latest_values"], entry["latest_log_probs"] = latest_values.detach(), latest_log_probs.detach()
+        old_log_probs = th.cat([entry["latest_log_probs"].flatten() for entry in self.ring])
         for _ in range(model.n_epochs):
             parts = []
             for entry in self.ring:
@@ -352,16 +357,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-@pytest.mark.parametrize("action_space", [spaces.Discrete(3), spaces.Box(-1, 1, (2,))], ids=["Discrete", "Box"])
-@pytest.mark.parametrize("name", SETTINGS)
-def test_updates_equal_a_second_implementation(name: str, action_space: spaces.Space) -> None:
-    """
-    Four updates of three epochs, with rollouts reused: every part of an update (what is kept of the rollouts, where
-    episodes end, targets, loss) has a say in the parameters that result.
-    """
+def setting_with_reference(action_space: spaces.Space, settings: dict[str, Any]) -> tuple[DAPO, Reference, Recording]:
     env = make_vec_env(lambda: RandomEnv(FLOATS, action_space, 0.1, 0.1), n_envs=2, seed=0)
-    settings = {"n_rollouts": 3, "divergence_coef": 0.3, **SETTINGS[name]}
     model = DAPO(
         "MlpPolicy",
         env,
@@ -374,19 +371,52 @@ def test_updates_equal_a_second_implementation(name: str, action_space: spaces.S
         seed=0,
         device="cpu",
         policy_kwargs={"net_arch": [8], "optimizer_class": th.optim.SGD},
-        **settings,
+        **{"n_rollouts": 3, "divergence_coef": 0.3, **settings},
     )
-    reference, before = Reference(model), model.policy.state_dict()
-    before = {key: x.clone() for key, x in before.items()}
-    recording = Recording()
+    return model, Reference(model), Recording()
+
+
+def check_equal_parameters(model: DAPO, reference: Reference) -> None:
+    for key, parameter in model.policy.state_dict().items():
+        th.testing.assert_close(parameter, reference.policy.state_dict()[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The last minibatch of every epoch")
+@pytest.mark.parametrize("action_space", [spaces.Discrete(3), spaces.Box(-1, 1, (2,))], ids=["Discrete", "Box"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_updates_equal_a_second_implementation(name: str, action_space: spaces.Space) -> None:
+    """
+    Four updates of three epochs, with rollouts reused: every part of an update (what is kept of the rollouts, where
+    episodes end, targets, loss) has a say in the parameters that result.
+    """
+    model, reference, recording = setting_with_reference(action_space, SETTINGS[name])
+    before = {key: x.clone() for key, x in model.policy.state_dict().items()}
     for _ in range(4):
         model.learn(40, callback=recording, reset_num_timesteps=False)
         reference.append(recording.rollouts[-1])
         reference.update()
-        for key, parameter in model.policy.state_dict().items():
-            th.testing.assert_close(parameter, reference.policy.state_dict()[key], rtol=1e-3, atol=1e-4)
+        check_equal_parameters(model, reference)
     change = max((x - before[key]).abs().max().item() for key, x in model.policy.state_dict().items())
     assert change > 0.1
+
+
+def test_update_after_the_parameters_were_replaced() -> None:
+    """What earlier parameters said of the kept rollouts is not taken for what those that are there now say."""
+    model, reference, recording = setting_with_reference(spaces.Discrete(3), {})
+    for _ in range(3):
+        model.learn(40, callback=recording, reset_num_timesteps=False)
+        reference.append(recording.rollouts[-1])
+        reference.update()
+        replaced = {key: x + 0.5 * th.randn_like(x) for key, x in model.policy.state_dict().items()}
+        model.set_parameters({"policy": replaced}, exact_match=False)
+        reference.policy.load_state_dict(replaced)
+        reference.parameters_replaced = True
+    for _ in range(2):
+        model.learn(40, callback=recording, reset_num_timesteps=False)
+        reference.append(recording.rollouts[-1])
+        reference.update()
+        reference.parameters_replaced = False
+        check_equal_parameters(model, reference)
 
 
 # --- what is logged -------------------------------------------------------------------------------
@@ -475,6 +505,55 @@ def test_early_stop_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Early stopping at step" in capsys.readouterr().out
 
 
+class StopAfterOneMinibatch(DAPO):
+    """Remembers the KL from the policy that each update began with, before its first step."""
+
+    kls: list[float]
+
+    def _loss(self, samples: Any, values: th.Tensor, log_prob: th.Tensor, *others: Any) -> Any:
+        self.kls.append((log_prob - samples.old_log_prob).abs().max().item())
+        return super()._loss(samples, values, log_prob, *others)
+
+
+@pytest.mark.parametrize("settings", [{"target_kl": 1e-9}, {"clip_center": "old"}, {"clip_range_vf": 0.1}], ids=str)
+def test_an_update_is_measured_from_the_policy_that_it_begins_with(settings: dict[str, Any]) -> None:
+    """Of older rollouts too, whose last visits are several steps of the optimizer old."""
+    model = make_model(
+        StopAfterOneMinibatch, "MlpPolicy", "CartPole-v1", learning_rate=0.02, n_rollouts=4, batch_size=32, **settings
+    )
+    for _ in range(6):
+        model.kls = []
+        model.learn(64, reset_num_timesteps=False)
+        assert model.kls[0] < 1e-5
+    assert max(model.kls) > 1e-3
+
+
+def test_coefficient_is_not_negative_after_the_total() -> None:
+    """The last rollout may end behind it, where a linear schedule is below 0."""
+    model = make_model(
+        DAPO, "MlpPolicy", "CartPole-v1", divergence_coef=lambda progress: progress, policy_loss="clip_augmented"
+    )
+    model.learn(65)
+    assert model._current_progress_remaining < 0
+    assert model.logger.name_to_value["train/divergence_coef"] == 0
+
+
+@pytest.mark.parametrize(("n_rollouts", "batch_size", "rest"), [(1, 64, 32), (2, 64, 0), (4, 48, 32), (3, 96, 0)])
+def test_warning_of_truncated_minibatches(n_rollouts: int, batch_size: int, rest: int) -> None:
+    """All rollouts kept are shuffled together."""
+
+    def make() -> DAPO:
+        return DAPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=batch_size, n_rollouts=n_rollouts)
+
+    if rest:
+        with pytest.warns(UserWarning, match=f"will have {rest} transitions instead of {batch_size}"):
+            make()
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            make()
+
+
 # --- wrong arguments ------------------------------------------------------------------------------
 
 NAN = float("nan")
@@ -483,7 +562,7 @@ WRONG_VALUES: dict[str, list[Any]] = {
     "batch_size": [0, 1, -3, 32.0, "32", None],
     "n_epochs": [0, -1, 1.5, None],
     "n_rollouts": [0, -2, 1.5, "4", None],
-    "learning_rate": [-1e-3, NAN, "fast", None],
+    "learning_rate": [-1e-3, NAN, "fast", None, LinearSchedule],
     "gamma": [-0.1, 1.1, NAN, "0.9", None],
     "gae_lambda": [-0.1, 1.01, NAN, None],
     "clip_range": [-0.2, NAN, "0.2", None],
@@ -494,7 +573,7 @@ WRONG_VALUES: dict[str, list[Any]] = {
     "target_kl": [-0.1, NAN, "0.1"],
     "normalize_advantage": ["std", None, 2],
     "divergence": ["KL", "", None, 3],
-    "divergence_coef": [-0.1, NAN, "lin_0.5", None],
+    "divergence_coef": [-0.1, NAN, "lin_0.5", None, AdaptiveController],
     "divergence_steps": [-1, 1.5, "all"],
     "divergence_lambda": [-0.1, 1.1, NAN, "1"],
     "divergence_c_bar": [-0.1, NAN, None],
@@ -533,6 +612,13 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("name, value", WRONG)
 def test_wrong_argument_when_loading(saved_model: str, name: str, value: Any) -> None:
     check_refused(name, value, lambda: DAPO.load(saved_model, device="cpu", **{name: value}))
+
+
+@pytest.mark.parametrize("kwargs", [{"n_rollouts": 5}, {"optimize_memory_usage": True}], ids=str)
+def test_arguments_are_not_given_twice(algo: type[DAPO], kwargs: dict[str, Any]) -> None:
+    check_refused(
+        "rollout_buffer_kwargs", kwargs, lambda: algo("MlpPolicy", "CartPole-v1", rollout_buffer_kwargs=kwargs)
+    )
 
 
 def test_rho_bar_of_zero() -> None:
@@ -631,6 +717,15 @@ def test_rho_bar_below_c_bar_is_fine_with_gae(algo: type[DAPO]) -> None:
 
 AT_THE_LIMITS: dict[str, dict[str, Any]] = {
     "NumPy's numbers": {"n_steps": np.int64(32), "batch_size": np.int32(16), "gamma": np.float32(0.5)},
+    "NumPy's numbers for schedules": {
+        **{name: np.float32(0.1) for name in ("learning_rate", "clip_range", "clip_range_vf")},
+        "divergence_coef": np.int64(1),
+    },
+    # the last update is at the end of the schedule
+    "schedules that reach 0": {
+        **dict.fromkeys(("learning_rate", "clip_range", "clip_range_vf"), LinearSchedule(0.2, 0.0, 1.0)),
+        "divergence_coef": LinearSchedule(1.0, 0.0, 0.5),
+    },
     "no truncation": {"rho_bar": INF, "c_bar": INF, "divergence_c_bar": INF},
     "no traces": {"c_bar": 0.0, "divergence_c_bar": 0.0, "divergence_lambda": 0, "gae_lambda": 0, "gamma": 1},
     "no losses": {"max_grad_norm": INF, "ent_coef": 0, "vf_coef": 0, "target_kl": 0.5},

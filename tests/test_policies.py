@@ -1,5 +1,6 @@
 """The faster forms of the Nature CNN and Adam compute what SB3's forms do, within float tolerance."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,16 @@ def test_other_networks_are_left_alone(space: spaces.Box, policy_kwargs: dict[st
             assert th.equal(ours, theirs)
 
 
+def test_images_that_are_no_bytes() -> None:
+    policy = CnnPolicy(image_space(1, 36, 36), spaces.Discrete(3), lambda _: 1e-3)
+    images = some_images(1, 36, 36)
+    with th.no_grad():
+        plain = policy.evaluate_actions(images.float(), th.zeros(5))
+        policy.fast = True
+        for ours, theirs in zip(policy.evaluate_actions(images.float(), th.zeros(5)), plain, strict=True):
+            assert th.equal(ours, theirs)
+
+
 # --- training -------------------------------------------------------------------------------------
 
 
@@ -160,6 +171,23 @@ def test_adam_goes_on_in_the_other_form(algo: type[DAPO]) -> None:
     # Float tolerance, against the 0.002 that training changes
     difference = flat_parameters(trained([False, True, False, True])) - flat_parameters(trained([False] * 4))
     assert 0 < difference.abs().max() < 1e-5
+
+
+def test_adam_takes_a_step_on_the_device_and_then_in_another_form(algo: type[DAPO]) -> None:
+    """The fused step of GPUs skips what is not finite; the other forms refuse what tells it so."""
+    model = make(algo)
+    parameters = list(model.policy.parameters())
+    model.device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
+    set_fast(model.policy, True)
+    before = flat_parameters(model)
+    model._optimize(th.stack([x.sum() for x in parameters]).sum() * float("inf"), parameters, None)  # type: ignore[arg-type]
+    assert th.equal(flat_parameters(model), before)
+    set_fast(model.policy, False)
+    for device in ("cuda", "cpu"):
+        model.device = SimpleNamespace(type=device)  # type: ignore[assignment]
+        before = flat_parameters(model)
+        model._optimize(th.stack([x.sum() for x in parameters]).sum(), parameters, None)  # type: ignore[arg-type]
+        assert not th.equal(flat_parameters(model), before)
 
 
 def test_other_optimizers_are_left_alone() -> None:

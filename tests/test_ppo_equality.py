@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_dapo import DAPO
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:You have specified a mini-batch size"),
+    pytest.mark.filterwarnings("ignore:The last minibatch of every epoch"),
     pytest.mark.filterwarnings("ignore:.*parameter of CUDA"),
 ]
 

@@ -268,6 +268,13 @@ def test_set_parameters_that_do_not_match(algo: type[DAPO]) -> None:
 # --- environments ---------------------------------------------------------------------------------
 
 
+def test_set_env_before_the_model_is_set_up(algo: type[DAPO]) -> None:
+    model = algo("MlpPolicy", "CartPole-v1", _init_setup_model=False)
+    env = make_vec_env("CartPole-v1", n_envs=1)
+    model.set_env(env)
+    assert model.get_env() is env
+
+
 def test_set_env(algo: type[DAPO], tmp_path: pathlib.Path) -> None:
     env, other = (make_vec_env("CartPole-v1", n_envs=1, seed=seed) for seed in (0, 1))
     model = make_model(algo, "MlpPolicy", env, n_rollouts=3)

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_dapo import DAPO
 
-pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+pytestmark = pytest.mark.filterwarnings("ignore:The last minibatch of every epoch")
 
 GAMMA = 0.9
 TRUE_VALUE = 1 / (1 - GAMMA)

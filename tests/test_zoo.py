@@ -86,9 +86,7 @@ def test_entries_hold_only_known_hyperparameters(env_id: str) -> None:
         assert rollout % entry.get("batch_size", 64) == 0 or entry.get("batch_size", 64) > rollout
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*out of date", "ignore:You have specified a mini-batch size", "ignore:builtin type"
-)
+@pytest.mark.filterwarnings("ignore:.*out of date", "ignore:The last minibatch of every epoch", "ignore:builtin type")
 @pytest.mark.parametrize("env_id", [name for name in HYPERPARAMS if name not in ("default", "atari")])
 def test_agents_are_built_from_every_entry(empty_folder: Path, env_id: str) -> None:
     if env_id not in gym.registry:
@@ -167,7 +165,7 @@ def test_wrong_hyperparameters_are_refused(command, assignment: str, message: st
         command("train", "--env", "CartPole-v1", "-n", "100", "--hyperparams", assignment)
 
 
-@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.filterwarnings("ignore:The last minibatch of every epoch")
 def test_search_space_is_accepted_and_converted() -> None:
     def objective(trial: optuna.Trial) -> float:
         sampled = HYPERPARAMS_SAMPLER["dapo"](trial, 1, 1, {})
