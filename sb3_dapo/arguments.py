@@ -69,7 +69,8 @@ def check_arguments(model: "DAPO") -> None:
         "rollout_buffer_class",
         buffer_class,
         buffer_class is None or (isinstance(buffer_class, type) and issubclass(buffer_class, RolloutRing)),
-        "a subclass of sb3_dapo.buffers.RolloutRing",
+        "a subclass of sb3_dapo.buffers.RolloutRing (the parameters of a model that PPO saved can be given to one of "
+        "DAPO: `model.set_parameters(PPO.load(path).get_parameters())`)",
     )
 
 
@@ -103,12 +104,19 @@ def check_number(
     check(name, value, is_above and value <= maximum, allowed)  # type: ignore[operator]
 
 
-def warn_of_truncated_minibatches(model: "DAPO") -> None:
+def warn_of_settings(model: "DAPO") -> None:
     """
-    PPO's warning, for minibatches of all rollouts kept.
+    Warn of what is allowed and not wise: PPO's warning, for minibatches of all rollouts kept, and advantages that reuse
+    makes wrong.
 
     :param model: a model that knows its environments
     """
+    if model.advantage == "gae" and model.n_rollouts > 1:
+        warnings.warn(
+            f"With n_rollouts={model.n_rollouts} the advantages of `advantage='gae'` are those of older policies. "
+            "'vtrace' and 'vtrace_gae' are corrected for that.",
+            stacklevel=3,
+        )
     n_transitions = model.n_rollouts * model.n_steps * model.n_envs
     rest = n_transitions % model.batch_size
     if rest > 0:

@@ -25,7 +25,7 @@ from sb3_dapo.arguments import (
     check_arguments,
     check_int,
     check_number,
-    warn_of_truncated_minibatches,
+    warn_of_settings,
 )
 from sb3_dapo.buffers import RolloutRing, RolloutRingSamples, StepRecorder
 from sb3_dapo.checkpoint import Resumption, RolloutStart, collecting, load_checkpoint, save_checkpoint
@@ -266,7 +266,7 @@ class DAPO(PPO):
         if _init_setup_model:
             self._setup_model()
         if self.env is not None:
-            warn_of_truncated_minibatches(self)
+            warn_of_settings(self)
 
     def _setup_model(self) -> None:
         # Here and not in __init__, as load() sets the attributes after __init__

@@ -554,6 +554,13 @@ def test_warning_of_truncated_minibatches(n_rollouts: int, batch_size: int, rest
             make()
 
 
+def test_warning_of_advantages_of_older_policies() -> None:
+    with pytest.warns(
+        UserWarning, match="n_rollouts=2 the advantages of `advantage='gae'` are those of older policies"
+    ):
+        make_model(DAPO, "MlpPolicy", "CartPole-v1", n_rollouts=2, advantage="gae")
+
+
 # --- wrong arguments ------------------------------------------------------------------------------
 
 NAN = float("nan")

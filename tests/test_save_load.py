@@ -211,6 +211,12 @@ def test_save_load_policy(algo: type[DAPO], use_sde: bool, tmp_path: pathlib.Pat
     np.testing.assert_allclose(loaded.predict(observations, deterministic=True)[0], actions, rtol=1e-4)
 
 
+def test_ppo_file_is_refused_with_advice(algo: type[DAPO], tmp_path: pathlib.Path) -> None:
+    PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "ppo")
+    with pytest.raises(ValueError, match=r"set_parameters\(PPO.load\(path\).get_parameters\(\)\)"):
+        algo.load(tmp_path / "ppo")
+
+
 def test_ppo_model_can_be_given_to_dapo(algo: type[DAPO], tmp_path: pathlib.Path) -> None:
     """The policy of a model of PPO goes on learning: names and shapes of the parameters are the same."""
     ppo = PPO("MlpPolicy", "CartPole-v1", n_steps=N_STEPS, device="cpu", policy_kwargs={"net_arch": [16]})
