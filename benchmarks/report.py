@@ -44,6 +44,8 @@ PAIRS = (
     ("dapo_gae", "a2c"),
     ("a2c", "ppo_ent"),
 )
+# Of many algorithms only these have curves and profiles: more could not be told apart
+CURVES = ("ppo_ent", "ppo", "a2c", "vtrace_gae", "dapo_gae_1step", "dapo_gae")
 
 Array = npt.NDArray[np.float64]
 Key = TypeVar("Key")
@@ -296,6 +298,9 @@ def draw(compared: Comparison, steps: Array, xlabel: str, figures: Path, name: s
         axes.tick_params(labelsize="medium")
     save(figure, figures, f"{name}_aggregates")
 
+    if len(scores) > 8:
+        few = [label(algo) for algo in CURVES]
+        scores, final = ({algo: x[algo] for algo in x if algo in few} for x in (scores, final))
     # The first evaluation may come before a first game has ended
     known = np.flatnonzero(~np.any([np.isnan(array).any(axis=(0, 1)) for array in scores.values()], axis=0))
     figure, axes = plt.subplots(figsize=(8, 4.5))
@@ -449,7 +454,8 @@ def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, f
     )
     xlabel = "Environment steps" if same_length else "Environment steps, %"
     steps = np.linspace(0, ends.max() if same_length else 100, rows.step.max() + 1)[1:]
-    drawn = draw(compared, steps, xlabel, figures, f"{suite}_{regime}")
+    # A single algorithm has nothing to be seen beside
+    drawn = draw(compared, steps, xlabel, figures, f"{suite}_{regime}") if len(compared.scores) > 1 else []
 
     parts = [
         f"### `{suite}`, {regime}",
@@ -545,7 +551,9 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str, figures: Path,
             f"{label(BEST)}, with its interval as a band, and what becomes of it when something is changed.\n\n"
             f"![{suite}, {regime}: ablations]({link}/{drawn}.svg)\n"
         )
-    for question, algos in ABLATIONS.items():
+    for question, names in ABLATIONS.items():
+        # Each run once: a change may be none in this regime
+        algos = list({run_as[name]: name for name in reversed(names)}.values())[::-1]
         own = rows[rows.algo.isin(algos)]
         # On all environments, unless more algorithms have been run on the few
         tried = [(envs, score_arrays(own, algos, envs)) for envs in (all_envs, few)]

@@ -261,13 +261,13 @@ ALGORITHMS = {
     "dapo": Algorithm("dapo", {**REUSE, "divergence_coef": 0.1}, "DAPO, multi-step", "#d62728", "DAPO"),
     # Without the clip the divergence alone keeps updates small: it needs to be ten times as strong
     "dapo_plain": Algorithm(
-        "dapo", {**REUSE, "divergence_coef": 1.0, "policy_loss": "plain"}, "DAPO, unclipped", "#756bb1", "DAPO"
+        "dapo", {**REUSE, "divergence_coef": 1.0, "policy_loss": "plain"}, "DAPO, eq. 7", "#756bb1", "DAPO"
     ),
     # The divergence aimed for instead of its coefficient, as PPO's adaptive penalty has it
     "dapo_adaptive": Algorithm(
         "dapo",
         {**REUSE, "divergence_coef": "adaptive_0.01", "policy_loss": "plain"},
-        "DAPO, unclipped, adaptive",
+        "DAPO, eq. 7, adaptive",
         "#3f007d",
         "DAPO",
     ),
@@ -276,14 +276,14 @@ ALGORITHMS = {
     "dapo_gae_1step": Algorithm(
         "dapo",
         {**REUSE_GAE, "divergence_coef": 3.0, "divergence_steps": 0, "policy_loss": "plain"},
-        "DAPO + GAE, unclipped, 1-step",
+        "DAPO + GAE, 1-step",
         "#df65b0",
         "DAPO",
     ),
     "dapo_gae": Algorithm(
         "dapo",
         {**REUSE_GAE, "divergence_coef": 1.0, "policy_loss": "plain"},
-        "DAPO + GAE, unclipped",
+        "DAPO + GAE",
         "#980043",
         "DAPO",
     ),
@@ -293,7 +293,7 @@ ALGORITHMS = {
     ),
 }
 
-# Unclipped DAPO as tuned: what the ablations of the divergence start from, as beside the clip it has little to do.
+# DAPO + GAE as tuned: what the ablations of the divergence start from, as beside the clip it has little to do.
 # `dapo+name=value` is `dapo`, tuned values included, with one hyperparameter changed
 BEST = "dapo_gae"
 # The setting that tuning chose for it, for other algorithms
@@ -303,8 +303,8 @@ PAPER_BEST = f"dapo_plain+{BEST_SETTING}"
 
 # What the paper leaves open
 ABLATIONS = {
-    # What tuning chose for PPO and for unclipped DAPO, and what lies between
-    "PPO and unclipped DAPO in the same settings": [
+    # What tuning chose for PPO and for DAPO + GAE, and what lies between
+    "PPO and DAPO + GAE in the same settings": [
         f"{algo}+learning_rate=lin_{learning_rate}+ent_coef={ent_coef}+uses={uses}"
         for learning_rate, ent_coef, uses in product((0.00289, 0.005), (0.0212, 0.005), (4, 8))
         for algo in ("ppo_ent", BEST)
@@ -383,7 +383,7 @@ ABLATIONS = {
         f"{algo}+n_rollouts={x}" for x in (1, 2, 4) for algo in ("dapo_plain", "vtrace")
     ],
     "Targets": [BEST, f"{BEST}+exact_targets=true"],
-    # Unclipped DAPO's are the paper's
+    # PAPER_BEST's are the paper's
     "Advantages": [BEST, PAPER_BEST, f"{BEST}+advantage=gae"],
     # A2C with rollouts of 8 steps, all of them one minibatch, does as well as PPO, whose sizes were never tuned
     "Shorter rollouts": [
