@@ -40,7 +40,7 @@ def main(steps: int = 25_000, folder: str = "logs/callbacks") -> None:
         env,
         n_steps=64,
         batch_size=256,
-        n_rollouts=4,
+        n_rollouts=2,
         n_epochs=4,
         gamma=0.98,
         gae_lambda=0.8,

@@ -57,8 +57,8 @@ def test_five_lines(capsys: pytest.CaptureFixture[str]) -> None:
 def test_reuse(capsys: pytest.CaptureFixture[str]) -> None:
     load("reuse")["main"](steps=2_048, seeds=1)
     lines = capsys.readouterr().out.splitlines()
-    assert [numbers(line) for line in lines if line.startswith("K =")] == [[1, 2, 2], [1, 8, 8], [4, 2, 8]]
-    assert [numbers(line)[0] for line in lines if line.startswith("  data")] == [0, 0, 1.5]
+    assert [numbers(line) for line in lines if line.startswith("K =")] == [[1, 2, 2], [1, 8, 8], [2, 4, 8], [2, 4, 8]]
+    assert [numbers(line)[0] for line in lines if line.startswith("  data")] == [0, 0, 0.5, 0.5]
 
 
 def test_custom_divergence(capsys: pytest.CaptureFixture[str]) -> None:
