@@ -356,7 +356,7 @@ ABLATIONS = {
         *(f"{BEST}+divergence_steps={x}" for x in (3, 0)),
         f"{BEST}+divergence_steps=0+divergence_coef=3.0",
     ],
-    # Of two only, so that its table is of all environments
+    # Of two only, as others below, so that its table is of all environments
     "Steps of the divergence, all or one": [BEST, f"{BEST}+divergence_steps=0"],
     "Steps of the divergence, in the 1-step divergence's setting": [
         "dapo_gae_1step",
@@ -378,7 +378,9 @@ ABLATIONS = {
     "Lambda of the divergence": [BEST, *(f"{BEST}+divergence_lambda={x}" for x in (0.1, 0.3, 0.5, 1.0))],
     "c_bar of the divergence": [BEST, *(f"{BEST}+divergence_c_bar={x}" for x in (0.1, 0.3, 0.5))],
     "Family of the divergence": [BEST, *(f"{BEST}+divergence={x}" for x in ("reverse_kl", "tsallis", "hellinger"))],
+    "Family of the divergence, KL or Tsallis": [BEST, f"{BEST}+divergence=tsallis"],
     "Rollouts kept, K": [BEST, *(f"{BEST}+n_rollouts={x}" for x in (1, 4, 8))],
+    "Rollouts kept, two or one": [BEST, f"{BEST}+n_rollouts=1"],
     "Rollouts kept, with the paper's advantages and fewer uses": [
         f"{algo}+n_rollouts={x}" for x in (1, 2, 4) for algo in ("dapo_plain", "vtrace")
     ],
