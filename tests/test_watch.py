@@ -6,6 +6,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from commands import refused
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -130,16 +131,13 @@ def test_plot_of_a_run_without_an_episode_or_an_update(tmp_path: Path) -> None:
 
 def test_plot_refuses_what_it_cannot_find(command, run_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def error(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            command("plot", *arguments)
-        assert stopped.value.code == 2
-        return capsys.readouterr().err
+        return refused(command, capsys, "plot", *arguments)
 
     assert "there is no run in logs/dapo/CartPole-v1_7" in error("--exp-id", "7")
-    assert "there is no run in logs/dapo/Acrobot-v1" in error("--env", "Acrobot-v1")
+    assert "there is no run of Acrobot-v1 in logs/dapo" in error("--env", "Acrobot-v1")
     assert "no event files of TensorBoard in nowhere" in error("-tb", "nowhere")
     (run_path / "tensorboard.txt").unlink()
-    assert "has no TensorBoard log" in error()
+    assert "there is no tensorboard.txt in any run of CartPole-v1" in error()
     command("plot", "-tb", "logs/tensorboard/CartPole-v1/DAPO_1")
 
 

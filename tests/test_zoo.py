@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import optuna
 import pytest
 import rl_zoo3.train
 import yaml
+from commands import refused
 from gymnasium import spaces
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -158,11 +160,17 @@ def test_wrong_schedules_are_refused(name: str, text: str) -> None:
         ("n_rollouts:0", "`n_rollouts` must be .*got 0"),
         ("divergence:'klm'", "divergence.*klm"),
         ("policy_loss:'none'", "`policy_loss` must be .*got 'none'"),
+        ("policy:'Mlp'", "Policy Mlp unknown"),
+        ("divergence:klm", "did you mean \"divergence:'klm'\""),
+        ("divergence_coef=0.5", 'did you mean "divergence_coef:0.5"'),
+        ("divergence_coef:lin_0.5", "did you mean \"divergence_coef:'lin_0.5'\""),
+        ("divergence_coef=lin_0.5", "did you mean \"divergence_coef:'lin_0.5'\""),
     ],
 )
-def test_wrong_hyperparameters_are_refused(command, assignment: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        command("train", "--env", "CartPole-v1", "-n", "100", "--hyperparams", assignment)
+def test_wrong_hyperparameters_are_refused(command, capsys, assignment: str, message: str) -> None:
+    line = refused(command, capsys, "train", "--env", "CartPole-v1", "-n", "100", "--hyperparams", assignment)
+    assert re.search(message, line)
+    assert not list(Path().rglob("CartPole-v1_*"))
 
 
 @pytest.mark.filterwarnings("ignore:The last minibatch of every epoch")
@@ -206,6 +214,69 @@ def test_usage_errors(command, capsys: pytest.CaptureFixture[str], arguments: li
         command(*arguments)
     assert stopped.value.code == 2
     assert "usage: sb3-dapo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--env", "CartPol-v1"), "there is no environment 'CartPol-v1': did you mean CartPole-v1?"),
+        (("random", "--env", "CartPol-v1"), "there is no environment 'CartPol-v1': did you mean CartPole-v1?"),
+        (("train", "--conf-file", "none.yml"), "`--conf-file` must be .*got none.yml"),
+        (("train", "--conf-file", "other.yml"), "Hyperparameters not found for dapo-CartPole-v1 in other.yml"),
+        (("train", "--gym-packages", "no_such_module"), "there is no module 'no_such_module'"),
+        (("train", "--study-name", "a", "--storage", "a.log", "--trial-id", "3"), "`--study-name` must be.*got 'a'"),
+        (("train", "--study-name", "s", "--storage", "s.log", "--trial-id", "3"), "`--trial-id` must be.*got 3"),
+        *(
+            ((name, *exp_id), message)
+            for name in ("enjoy", "report", "record-video", "plot")
+            for exp_id, message in (
+                ((), "there is no run of CartPole-v1 in logs/dapo: begin one"),
+                (("--exp-id", "4"), "there is no run in logs/dapo/CartPole-v1_4: choose another --exp-id"),
+            )
+        ),
+        (("plot-from-file",), "the following arguments are required: -i"),
+        (("plot-from-file", "-i", "none"), "none.pkl"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(command, capsys, arguments: tuple[str, ...], message: str) -> None:
+    Path("other.yml").write_text("Acrobot-v1: {n_timesteps: 10}")
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("s.log"))
+    optuna.create_study(study_name="s", storage=storage)
+    assert re.search(message, refused(command, capsys, *arguments))
+
+
+class Faulty(gym.Env):
+    """Fails when it is made, in the first step, or in the 20th."""
+
+    observation_space = spaces.Box(0, 1, (1,))
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, first_fault: int) -> None:
+        self.first_fault = first_fault
+        self.step_count = 0
+        self.check()
+
+    def check(self) -> None:
+        if self.step_count >= self.first_fault:
+            raise ValueError("a fault of my own")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.step_count += 1
+        self.check()
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("first_fault", [0, 1, 20])
+def test_faults_of_the_user_keep_their_traceback(command, monkeypatch: pytest.MonkeyPatch, first_fault: int) -> None:
+    monkeypatch.setitem(gym.registry, "Faulty-v0", gym.envs.registration.EnvSpec("Faulty-v0", Faulty))
+    with pytest.raises(ValueError, match="a fault of my own"):
+        command("train", "--env", "Faulty-v0", "--env-kwargs", f"first_fault:{first_fault}", "--eval-freq", "-1")
+    # A folder of a run that did not begin would be taken for the latest
+    assert Path("logs/dapo/Faulty-v0_1").exists() == (first_fault == 20)
 
 
 @pytest.fixture
@@ -322,6 +393,33 @@ def test_training_goes_on_from_a_saved_agent(command, run_folder: Path) -> None:
     assert Path("logs/dapo/CartPole-v1_2/CartPole-v1.zip").is_file()
 
 
+OWN_ENV = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+gym.register("Own-v0", CartPoleEnv, max_episode_steps=20)
+"""
+
+
+def test_commands_import_the_packages_that_the_run_was_trained_with(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("own_env.py").write_text(OWN_ENV)
+    monkeypatch.syspath_prepend(Path.cwd())
+
+    def run(*arguments: str) -> str:
+        """As a new process, in which nothing has registered the environment."""
+        gym.registry.pop("Own-v0", None)
+        sys.modules.pop("own_env", None)
+        return command(*arguments, "--env", "Own-v0")
+
+    small = ("--verbose", "0", "--eval-freq", "-1", "--save-freq", "64", "--hyperparams", "n_steps:64", "n_epochs:1")
+    run("train", "-n", "64", *small, "--gym-packages", "own_env")
+    assert "Own-v0 after 64 steps" in run("report", "-n", "1", "--n-envs", "1")
+    assert "Mean reward" in run("enjoy", "--no-render", "-n", "50")
+    assert "Saving video" in run("record-video", "-n", "10")
+    assert "Resuming from" in run("train", "--resume", "-n", "128")
+    del gym.registry["Own-v0"]
+
+
 class Killed(Exception):
     """Ends training without any of the clean-up that an interrupt would cause."""
 
@@ -358,12 +456,26 @@ def test_resume_equals_an_uninterrupted_run(
     assert not Path("cut", "dapo", f"{env_id}_2").exists()
 
 
-def test_nothing_to_resume(command) -> None:
-    with pytest.raises(ValueError, match="there is no run of CartPole-v1"):
-        command("train", "--env", "CartPole-v1", "--resume")
+def test_nothing_to_resume(command, capsys) -> None:
+    resume = ("train", "--env", "CartPole-v1", "--resume")
+    assert "there is no run of CartPole-v1" in refused(command, capsys, *resume)
     command("train", "--env", "CartPole-v1", "-n", "256", "--eval-freq", "-1", "--verbose", "0")
-    with pytest.raises(ValueError, match=r"`--resume` needs a run with checkpoints \(--save-freq\)"):
-        command("train", "--env", "CartPole-v1", "--resume")
+    assert "`--resume` needs a run with checkpoints (--save-freq)" in refused(command, capsys, *resume)
+
+
+def test_latest_run_is_one_that_the_command_can_use(command, run_folder: Path) -> None:
+    """A later run was killed before it left anything, or logged nowhere."""
+    Path("logs/dapo/CartPole-v1_2/CartPole-v1").mkdir(parents=True)
+    for arguments, file in (
+        (("enjoy", "--no-render", "-n", "10"), "CartPole-v1.zip"),
+        (("enjoy", "--no-render", "-n", "10", "--load-best"), "best_model.zip"),
+        (("record-video", "-n", "5"), "CartPole-v1.zip"),
+        (("report", "-n", "1", "--n-envs", "1"), "CartPole-v1.zip"),
+        (("plot",), "tensorboard.txt"),
+        (("train", "--resume", "-n", "3072", "--verbose", "0"), "rl_model_*_steps.zip"),
+    ):
+        assert f"Skipping logs/dapo/CartPole-v1_2, which has no {file}\n" in command(*arguments)
+    assert DAPO.load(run_folder / "CartPole-v1.zip").num_timesteps == 3072
 
 
 def test_same_seed_same_agent(command) -> None:
@@ -381,6 +493,7 @@ def test_optimize(command) -> None:
     )
     assert "Number of finished trials:  2" in output
     (report,) = Path("logs/dapo").glob("report_CartPole-v1_2-trials-*.csv")
+    assert not Path("logs/dapo/CartPole-v1_1").exists()
     header = report.read_text().splitlines()[0]
     assert "params_divergence_coef" in header and "params_learning_rate" in header
 

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import inspect
 import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from importlib import resources
@@ -13,7 +14,8 @@ from typing import Any
 
 import gymnasium as gym
 import rl_zoo3.exp_manager
-from rl_zoo3.utils import ALGOS, SimpleLinearSchedule, get_latest_run_id
+import yaml
+from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -23,13 +25,12 @@ from sb3_dapo import DAPO
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
+from sb3_dapo.zoo.parsers import CHECKPOINT_PREFIX, find_checkpoints
 
 # Arguments that the Zoo gives to every algorithm itself
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
 # Arguments that may be scheduled. The Zoo alone would pass the last one's text on as it is.
 SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf", "divergence_coef")
-# The Zoo's: `enjoy --load-checkpoint` looks for files of this name
-CHECKPOINT_PREFIX = "rl_model"
 # Arguments of AtariWrapper, and of the environment, that AtariVecEnv has too
 NATIVE_WRAPPER_KWARGS = {"noop_max", "frame_skip", "screen_size", "terminal_on_life_loss", "clip_reward"}
 NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
@@ -38,17 +39,12 @@ NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_
 TENSORBOARD_FILE = "tensorboard.txt"
 
 
-def latest_run(log_path: str, env_name: str) -> Path:
+def read_tensorboard_path(run_path: str | Path) -> str:
     """
-    :param log_path: folder of an algorithm's runs
-    :param env_name: environment
-    :return: folder of its latest run
-    :raises ValueError: if there is none
+    :param run_path: folder of a run
+    :return: folder of its TensorBoard log
     """
-    run_id = get_latest_run_id(log_path, env_name)
-    if run_id == 0:
-        raise ValueError(f"there is no run of {env_name} in {log_path}")
-    return Path(log_path, f"{env_name}_{run_id}")
+    return os.path.normpath(Path(run_path, Path(run_path, TENSORBOARD_FILE).read_text().strip()))
 
 
 def conf_file(algo: str) -> str | None:
@@ -150,6 +146,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             zoo_kwargs["vec_env_type"] = "dummy"
         super().__init__(args, algo, *zoo_args, **zoo_kwargs)
         self.native_kwargs: dict[str, Any] | None = None  # arguments of AtariVecEnv, if it is used
+        self.is_new_folder = False
         self.checkpoint = self._find_checkpoint() if getattr(args, "resume", False) else None
         own_file = conf_file(algo)
         self.is_own_algo = own_file is not None
@@ -163,15 +160,66 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         :return: the newest checkpoint there
         :raises ValueError: if there is none
         """
-        self.save_path = str(latest_run(self.log_path, self.env_name))
+        self.save_path = str(find_checkpoints(Path(self.log_path), self.env_name))
         self.params_path = f"{self.save_path}/{self.env_name}"
         checkpoint = latest_checkpoint(self.save_path, CHECKPOINT_PREFIX)
         if checkpoint is None:
-            raise ValueError(
-                f"`--resume` needs a run with checkpoints (--save-freq), there are none in {self.save_path}"
-            )
+            raise ValueError(f"`--resume` needs a checkpoint that is not damaged, there is none in {self.save_path}")
         self.continue_training = True
         return checkpoint
+
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """
+        :return: model to train and its hyperparameters, None if hyperparameters shall be searched
+        """
+        try:
+            experiment = super().setup_experiment()
+        except BaseException:
+            self._discard_folder()
+            raise
+        if experiment is None:
+            self._discard_folder()
+        return experiment
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        :return: hyperparameters, and a copy to save
+        """
+        try:
+            return super().read_hyperparameters()
+        except (FileNotFoundError, ModuleNotFoundError, yaml.YAMLError) as error:
+            raise ValueError(
+                f"`--conf-file` must be a YAML or Python file or a module, got {self.config}: {error}"
+            ) from error
+        except KeyError as error:
+            raise ValueError(f"{self.config} has no entry {error}, which {self.env_name.gym_id} needs") from error
+
+    def load_trial(
+        self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True
+    ) -> dict[str, Any]:
+        """
+        :param storage: as in the Zoo, like the other arguments
+        :param study_name: name of the study
+        :param trial_id: number of the trial
+        :param convert: whether arguments of the algorithm are wanted
+        :return: hyperparameters of a trial
+        """
+        try:
+            return super().load_trial(storage, study_name, trial_id, convert)
+        except KeyError as error:
+            raise ValueError(f"`--study-name` must be one of {storage}, got {study_name!r}") from error
+        except IndexError as error:
+            raise ValueError(f"`--trial-id` must be that of a trial of {study_name}, got {trial_id}") from error
+
+    def create_log_folder(self) -> None:
+        """Create the folder of the run, unless it is resumed."""
+        self.is_new_folder = not Path(self.save_path).exists()
+        super().create_log_folder()  # type: ignore[no-untyped-call]
+
+    def _discard_folder(self) -> None:
+        """Remove the folder of a run that has not begun, which would be taken for the latest."""
+        if self.is_new_folder:
+            shutil.rmtree(self.save_path, ignore_errors=True)
 
     def create_callbacks(self) -> None:
         """
@@ -203,12 +251,16 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         """
         :param model: a new model, or one to resume, which is trained to the same total
         """
-        if self.checkpoint is None:
-            super().learn(model)
-        else:
+        trained: Any = model
+        if self.checkpoint is not None:
             # What the Zoo asks of a model here
-            resumed = SimpleNamespace(learn=partial(learn_until, model), env=model.env)
-            super().learn(resumed)  # type: ignore[arg-type]
+            trained = SimpleNamespace(learn=partial(learn_until, model), env=model.env)
+        try:
+            super().learn(trained)
+        except BaseException:
+            if model.num_timesteps == 0:
+                self._discard_folder()
+            raise
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[
         dict[str, Any],

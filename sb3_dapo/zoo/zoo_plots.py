@@ -1,8 +1,8 @@
 """RL Zoo's plots, for machines without a display too, and for scores that the Zoo cannot normalize."""
 
+import argparse
 import sys
 import warnings
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -18,6 +18,7 @@ from matplotlib.backend_bases import FigureManagerBase
 from matplotlib.backends.registry import BackendFilter, backend_registry
 
 from sb3_dapo.zoo.cli import LOG_FOLDER, replaced_parser
+from sb3_dapo.zoo.parsers import Parser
 
 FOLDER = Path(LOG_FOLDER, "plots")
 N_THRESHOLDS = 200
@@ -43,12 +44,20 @@ def set_label(manager: FigureManagerBase, title: str) -> None:
     manager.canvas.figure.set_label(title.rpartition(" - ")[2])
 
 
-def parser(description: str) -> ArgumentParser:
+class PlotParser(Parser):
     """
+    Arguments of a command of the Zoo that plots.
+
     :param description: what the Zoo gives as the name of the program
-    :return: parser of a command
     """
-    return ArgumentParser(prog=sys.argv[0], description=description)
+
+    def __init__(self, description: str) -> None:
+        super().__init__(prog=sys.argv[0], description=description)
+
+    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
+        if {"-i", "-e"} & set(names):  # the Zoo fails without them
+            kwargs["required"] = True
+        return super().add_argument(*names, **kwargs)
 
 
 def run(plot: Callable[[], None]) -> None:
@@ -57,7 +66,7 @@ def run(plot: Callable[[], None]) -> None:
 
     :param plot: a function of the Zoo that parses `sys.argv` and shows figures
     """
-    with replaced_parser(plot, parser):
+    with replaced_parser(plot, PlotParser):
         if plt.get_backend() in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
             plot()
         else:
