@@ -199,6 +199,46 @@ def test_episodes_are_placed_at_the_steps_of_the_agent(tmp_path: Path) -> None:
     assert scores.shape == (3,)
 
 
+def test_plot_after_a_resume_shows_each_step_once(command) -> None:
+    """A run that goes on from 1,024 of its steps, and whose log is older than that of another run."""
+    run = ["train", "--env", "CartPole-v1", "-n", "3072", "--eval-freq", "-1", "--verbose", "0", "--seed", "1"]
+    command(*run, "-f", "whole", "--save-freq", "1024")
+    command(*run, "--save-freq", "1024")
+    command(*run)
+    run_path, other_path = Path("logs/dapo/CartPole-v1_1"), Path("logs/tensorboard/CartPole-v1/DAPO_2")
+    for steps in (2048, 3072):
+        (run_path / f"rl_model_{steps}_steps.zip").unlink()
+    other = read_scalars(other_path)
+    command("train", "--env", "CartPole-v1", "--resume")
+
+    curves = read_scalars(Path("logs/tensorboard/CartPole-v1/DAPO_1"))
+    for key, (steps, values) in read_scalars(Path("whole/tensorboard/CartPole-v1/DAPO_1")).items():
+        np.testing.assert_array_equal(curves[key][0], steps)
+        if not key.startswith("time/"):
+            np.testing.assert_array_equal(curves[key][1], values)
+    assert {key: len(steps) for key, (steps, _) in read_scalars(other_path).items()} == {
+        key: len(steps) for key, (steps, _) in other.items()
+    }
+    expected = read_episodes(Path("whole/dapo/CartPole-v1_1"), frame_skip=1)
+    assert len(expected[0]) > 50
+    np.testing.assert_array_equal(np.array(read_episodes(run_path, frame_skip=1)), np.array(expected))
+
+
+def test_episodes_of_a_resume_from_an_earlier_checkpoint(tmp_path: Path) -> None:
+    """One environment: episodes of 10 steps, then resumes from step 35, 45 and 25."""
+    for name, lengths in {
+        "before_1_rl_model_35_steps_0": [10, 10, 10, 10, 10],
+        "before_2_rl_model_45_steps_0": [11, 11],
+        "before_3_rl_model_25_steps_0": [],
+        "0": [12, 12],
+    }.items():
+        rows = "".join(f"{length},{length},0\n" for length in lengths)
+        (tmp_path / f"{name}.monitor.csv").write_text(f"#{{}}\nr,l,t\n{rows}")
+    steps, scores = read_episodes(tmp_path, frame_skip=1)
+    assert steps.tolist() == [10, 20, 32, 44]
+    assert scores.tolist() == [10, 10, 12, 12]
+
+
 # --- Windows and videos ---
 
 

@@ -456,6 +456,26 @@ def test_resume_equals_an_uninterrupted_run(
     assert not Path("cut", "dapo", f"{env_id}_2").exists()
 
 
+def test_a_finished_run_is_left_alone(command, capsys, run_folder: Path) -> None:
+    before = {path: path.read_bytes() for path in Path("logs").rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        command("train", "--env", "CartPole-v1", "--resume")
+    assert not stopped.value.code
+    assert capsys.readouterr().out.endswith(f"{run_folder} is already at 2048 timesteps: give -n for more\n")
+    assert before == {path: path.read_bytes() for path in Path("logs").rglob("*") if path.is_file()}
+
+
+def test_resuming_twice_from_a_checkpoint_keeps_all_monitor_files(command, run_folder: Path) -> None:
+    contents = {(run_folder / "0.monitor.csv").read_bytes()}
+    for number in (1, 2):
+        command("train", "--env", "CartPole-v1", "--resume", "-n", "3072")
+        (run_folder / "rl_model_3072_steps.zip").unlink()
+        assert (run_folder / f"before_{number}_rl_model_2048_steps_0.monitor.csv").is_file()
+        contents.add((run_folder / "0.monitor.csv").read_bytes())
+    assert len(contents) == 3
+    assert contents == {path.read_bytes() for path in run_folder.glob("*0.monitor.csv")}
+
+
 def test_nothing_to_resume(command, capsys) -> None:
     resume = ("train", "--env", "CartPole-v1", "--resume")
     assert "there is no run of CartPole-v1" in refused(command, capsys, *resume)

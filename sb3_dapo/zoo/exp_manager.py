@@ -3,9 +3,13 @@
 import argparse
 import difflib
 import inspect
+import math
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -19,7 +23,9 @@ from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
 from stable_baselines3.common.vec_env import VecEnv
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sb3_dapo import DAPO
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until
@@ -37,6 +43,8 @@ NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_
 
 # File in the folder of a run that says where its TensorBoard log is, as the Zoo numbers the two independently
 TENSORBOARD_FILE = "tensorboard.txt"
+# Files of Monitor: number of the environment, and before a resume the number of that and the steps of its checkpoint
+MONITOR_FILE = re.compile(rf"(?:before_(\d+)_{CHECKPOINT_PREFIX}_(\d+)_steps_)?(\d+)\.monitor\.csv")
 
 
 def read_tensorboard_path(run_path: str | Path) -> str:
@@ -107,9 +115,57 @@ def atari_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any] | None:
     return kwargs if wrapper == f"{AtariWrapper.__module__}.{AtariWrapper.__name__}" else None
 
 
+def checkpoint_steps(checkpoint: Path) -> int:
+    """
+    :param checkpoint: a checkpoint of a run
+    :return: steps at which it was written
+    """
+    return int(checkpoint.stem.split("_")[-2])
+
+
+@dataclass(frozen=True)
+class MonitorPart:
+    """
+    Files of `Monitor` from the beginning of a run, or from a resume, to the next resume.
+
+    :param end: steps of the checkpoint that the next resume began from, infinite for the newest part
+    :param files: one for each environment
+    """
+
+    end: float
+    files: list[Path]
+
+
+def list_monitor_parts(run_path: Path) -> list[MonitorPart]:
+    """
+    :param run_path: folder of a run
+    :return: its files of `Monitor`, the earliest first
+    """
+    parts: dict[tuple[float, float], list[tuple[int, Path]]] = {}
+    for path in run_path.glob("*.monitor.csv"):
+        match = MONITOR_FILE.fullmatch(path.name)
+        if match is not None:
+            number, steps = (math.inf, math.inf) if match[1] is None else (int(match[1]), int(match[2]))
+            parts.setdefault((number, steps), []).append((int(match[3]), path))
+    return [MonitorPart(end, [path for _, path in sorted(files)]) for (_, end), files in sorted(parts.items())]
+
+
+def keep_monitor_files(run_path: Path, steps: int) -> None:
+    """
+    Rename the newest files of `Monitor`, so that new ones can be written.
+
+    :param run_path: folder of a run
+    :param steps: steps of the checkpoint that the run is resumed from
+    """
+    parts = list_monitor_parts(run_path)
+    if parts and parts[-1].end == math.inf:
+        for path in parts[-1].files:
+            path.rename(path.with_name(f"before_{len(parts)}_{CHECKPOINT_PREFIX}_{steps}_steps_{path.name}"))
+
+
 class TensorBoardFolder(BaseCallback):
     """
-    Writes down which TensorBoard log belongs to a run.
+    Writes down which TensorBoard log belongs to a run, and in a resumed run's what is no longer true.
 
     :param run_path: folder of the run
     """
@@ -122,6 +178,12 @@ class TensorBoardFolder(BaseCallback):
         # Relative to the run, so that the folder of all logs may be moved
         path = os.path.relpath(str(self.logger.dir), self.run_path)
         Path(self.run_path, TENSORBOARD_FILE).write_text(f"{path}\n")
+        if self.model.num_timesteps > 0:
+            # TensorBoard then leaves out what was logged after the checkpoint, before the run was interrupted
+            start = Event(session_log=SessionLog(status=SessionLog.START))
+            for output in self.logger.output_formats:
+                if isinstance(output, TensorBoardOutputFormat):
+                    output.writer._get_file_writer().add_event(start, self.model.num_timesteps + 1)
 
     def _on_step(self) -> bool:
         return True
@@ -212,7 +274,10 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             raise ValueError(f"`--trial-id` must be that of a trial of {study_name}, got {trial_id}") from error
 
     def create_log_folder(self) -> None:
-        """Create the folder of the run, unless it is resumed."""
+        """Create the folder of the run, unless it is resumed. Here the Zoo knows the number of steps."""
+        if self.checkpoint is not None and checkpoint_steps(self.checkpoint) >= self.n_timesteps:
+            print(f"{self.save_path} is already at {checkpoint_steps(self.checkpoint)} timesteps: give -n for more")
+            sys.exit()
         self.is_new_folder = not Path(self.save_path).exists()
         super().create_log_folder()  # type: ignore[no-untyped-call]
 
@@ -245,7 +310,13 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.checkpoint is None:
             return super()._load_pretrained_agent(hyperparams, env)
         print(f"Resuming from {self.checkpoint}")
-        return DAPO.load_checkpoint(self.checkpoint, env, self.device, tensorboard_log=self.tensorboard_log)
+        model = DAPO.load_checkpoint(self.checkpoint, env, self.device, tensorboard_log=self.tensorboard_log)
+        if self.tensorboard_log is not None and Path(self.save_path, TENSORBOARD_FILE).is_file():
+            # SB3 would take the environment's latest log, which may be that of another run
+            folder = read_tensorboard_path(self.save_path)
+            if Path(folder).resolve().parent == Path(self.tensorboard_log).resolve():
+                model.set_logger(configure(folder, ["stdout", "tensorboard"] if model.verbose else ["tensorboard"]))
+        return model
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
@@ -313,8 +384,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         """
         if self.checkpoint is not None and not eval_env and not no_log:
             # Otherwise new ones would take their place
-            for path in Path(self.save_path).glob("[0-9]*.monitor.csv"):
-                path.rename(path.with_name(f"before_{self.checkpoint.stem}_{path.name}"))
+            keep_monitor_files(Path(self.save_path), checkpoint_steps(self.checkpoint))
         if self.native_kwargs is None:
             return super().create_envs(n_envs, eval_env, no_log)
         from sb3_dapo.atari_vec_env import AtariVecEnv
