@@ -221,6 +221,11 @@ def test_usage_errors(command, capsys: pytest.CaptureFixture[str], arguments: li
     [
         (("train", "--env", "CartPol-v1"), "there is no environment 'CartPol-v1': did you mean CartPole-v1?"),
         (("random", "--env", "CartPol-v1"), "there is no environment 'CartPol-v1': did you mean CartPole-v1?"),
+        (("train", "--env", "Something-new"), "there is no environment 'Something-new': --gym-packages names"),
+        (("train", "-n", "-5"), "-n must be at least 1.*-5"),
+        (("train", "-n", "0"), "-n must be at least 1"),
+        (("train", "--trial-id", "0"), "--trial-id needs the --storage and the --study-name"),
+        (("train", "--trial-id", "3", "--storage", "s.log"), "--trial-id needs the --storage and the --study-name"),
         (("train", "--conf-file", "none.yml"), "`--conf-file` must be .*got none.yml"),
         (("train", "--conf-file", "other.yml"), "Hyperparameters not found for dapo-CartPole-v1 in other.yml"),
         (("train", "--gym-packages", "no_such_module"), "there is no module 'no_such_module'"),
@@ -391,6 +396,44 @@ def test_training_goes_on_from_a_saved_agent(command, run_folder: Path) -> None:
     output = command("train", "--env", "CartPole-v1", "-n", "256", "-i", str(run_folder / "CartPole-v1.zip"))
     assert "Loading pretrained agent" in output
     assert Path("logs/dapo/CartPole-v1_2/CartPole-v1.zip").is_file()
+
+
+@pytest.mark.parametrize("env_id", ["Breakout", "breakout-v5", "Breakout-v7", "ALE/Breakout", "BreakoutDeterministic"])
+def test_games_of_atari_are_suggested_without_frame_skip(command, capsys, env_id: str) -> None:
+    pytest.importorskip("ale_py")
+    assert f": did you mean {BREAKOUT}?" in refused(command, capsys, "train", "--env", env_id)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "env_kwargs", "is_warned"),
+    [(BREAKOUT, {}, False), ("ALE/Breakout-v5", {}, True), ("ALE/Breakout-v5", {"frameskip": 1}, False)],
+)
+def test_two_frame_skips_are_told(capsys, env_id: str, env_kwargs: dict, is_warned: bool) -> None:
+    pytest.importorskip("ale_py")
+    prepare("dapo", env_id, env_kwargs=env_kwargs)
+    assert (f"Warning: {env_id} skips frames itself" in (warning := capsys.readouterr().err)) == is_warned
+    assert (BREAKOUT in warning) == is_warned
+
+
+def test_progress_bar_takes_the_place_of_the_tables(command) -> None:
+    pytest.importorskip("rich")
+    small = ("--env", "CartPole-v1", "-n", "512", "--eval-freq", "-1", "--save-freq", "256")
+    assert "| rollout/" in command("train", *small)
+    assert "| rollout/" not in command("train", *small, "--progress")
+    assert "| rollout/" in command("train", *small, "--progress", "--verbose", "1")
+    assert "| rollout/" not in command("train", "--env", "CartPole-v1", "--resume", "-n", "1024", "--progress")
+
+
+def test_default_environment_is_told(command, capsys) -> None:
+    with pytest.raises(SystemExit):
+        command("train", "--help")
+    assert "environment ID (default: CartPole-v1)" in capsys.readouterr().out
+
+
+def test_first_trial_of_a_study(command) -> None:
+    small = ("--env", "CartPole-v1", "-n", "256", "--eval-freq", "-1", "--study-name", "s", "--storage", "s.log")
+    command("train", "-optimize", *small, "--n-trials", "1", "--eval-episodes", "1", "--no-optim-plots")
+    assert "Loading from Optuna study" in command("train", *small, "--trial-id", "0")
 
 
 OWN_ENV = """

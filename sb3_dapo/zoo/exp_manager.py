@@ -32,6 +32,7 @@ from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_unt
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
 from sb3_dapo.zoo.parsers import CHECKPOINT_PREFIX, find_checkpoints
+from sb3_dapo.zoo.runs import no_frameskip_id
 
 # Arguments that the Zoo gives to every algorithm itself
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
@@ -209,6 +210,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         super().__init__(args, algo, *zoo_args, **zoo_kwargs)
         self.native_kwargs: dict[str, Any] | None = None  # arguments of AtariVecEnv, if it is used
         self.is_new_folder = False
+        if self.trial_id is not None:
+            self.trial_id = str(self.trial_id)  # type: ignore[assignment]  # the Zoo takes trial 0 for none
         self.checkpoint = self._find_checkpoint() if getattr(args, "resume", False) else None
         own_file = conf_file(algo)
         self.is_own_algo = own_file is not None
@@ -267,7 +270,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         :return: hyperparameters of a trial
         """
         try:
-            return super().load_trial(storage, study_name, trial_id, convert)
+            return super().load_trial(storage, study_name, None if trial_id is None else int(trial_id), convert)
         except KeyError as error:
             raise ValueError(f"`--study-name` must be one of {storage}, got {study_name!r}") from error
         except IndexError as error:
@@ -310,7 +313,9 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.checkpoint is None:
             return super()._load_pretrained_agent(hyperparams, env)
         print(f"Resuming from {self.checkpoint}")
-        model = DAPO.load_checkpoint(self.checkpoint, env, self.device, tensorboard_log=self.tensorboard_log)
+        model = DAPO.load_checkpoint(
+            self.checkpoint, env, self.device, tensorboard_log=self.tensorboard_log, verbose=self.verbose
+        )
         if self.tensorboard_log is not None and Path(self.save_path, TENSORBOARD_FILE).is_file():
             # SB3 would take the environment's latest log, which may be that of another run
             folder = read_tensorboard_path(self.save_path)
@@ -350,9 +355,23 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         hyperparams, env_wrapper, callbacks, vec_env_wrapper = super()._preprocess_hyperparams(hyperparams)
         if self.is_own_algo:
             check_keywords(ALGOS[self.algo], set(hyperparams), source=f"{self.config} or --hyperparams")
+        if self._is_atari and native_kwargs is not None:
+            self._warn_of_two_frame_skips()
         if self.vec_env_type in ("native", "auto"):
             self._choose_native(native_kwargs if vec_env_wrapper is None else None)
         return {**hyperparams, **schedules}, env_wrapper, callbacks, vec_env_wrapper
+
+    def _warn_of_two_frame_skips(self) -> None:
+        """Tell of a game that skips frames, and may repeat actions by chance, when AtariWrapper skips frames too."""
+        env_id = self.env_name.gym_id
+        kwargs = {"frameskip": 1, "repeat_action_probability": 0.0, **gym.spec(env_id).kwargs, **self.env_kwargs}
+        if kwargs["frameskip"] != 1:
+            print(
+                f"Warning: {env_id} skips frames itself (frameskip={kwargs['frameskip']}, repeat_action_probability="
+                f"{kwargs['repeat_action_probability']}) and AtariWrapper skips frames again. The hyperparameters are "
+                f"made for {no_frameskip_id(env_id) or 'NoFrameskip-v4 games'}",
+                file=sys.stderr,
+            )
 
     def _choose_native(self, wrapper_kwargs: dict[str, Any] | None) -> None:
         """

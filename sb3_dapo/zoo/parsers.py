@@ -55,6 +55,13 @@ class TrainParser(Parser):
             }
         if "--tensorboard-log" in names:
             kwargs = {"help": "TensorBoard log dir (default: tensorboard in the log folder; '' for none)"}
+        if "--env" in names:
+            kwargs["help"] += " (default: %(default)s)"
+        if "--verbose" in names:
+            kwargs["default"] = None
+            kwargs["help"] = "verbose mode (0: no output, 1: INFO, default: 1, with --progress 0)"
+        if "--progress" in names:
+            kwargs["help"] = "display a progress bar, instead of tables unless --verbose asks for them"
         return super().add_argument(*names, **kwargs)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -70,6 +77,14 @@ class TrainParser(Parser):
         parsed = super().parse_args(args, namespace)
         if parsed.tensorboard_log is None:
             parsed.tensorboard_log = str(Path(parsed.log_folder, "tensorboard"))
+        if parsed.verbose is None:
+            parsed.verbose = 0 if parsed.progress else 1
+        if parsed.n_timesteps < 1 and parsed.n_timesteps != -1:
+            self.error(
+                f"-n must be at least 1, or -1 for the number in the file of hyperparameters: {parsed.n_timesteps}"
+            )
+        if parsed.trial_id is not None and not (parsed.storage and parsed.study_name):
+            self.error("--trial-id needs the --storage and the --study-name that the trial belongs to")
         import_packages(parsed.gym_packages)
         check_env(parsed.env)
         return parsed
@@ -93,7 +108,8 @@ def saved_args(given: argparse.Namespace) -> dict[str, Any]:
     """
     env_name = EnvironmentName(given.env)
     saved = read_train_args(find_checkpoints(Path(given.log_folder, given.algo), env_name), env_name)
-    return {name: value for name, value in saved.items() if name not in ("resume", "log_folder")}
+    new = {"resume", "log_folder"} | ({"verbose"} if given.progress else set())
+    return {name: value for name, value in saved.items() if name not in new}
 
 
 class RunParser(Parser):

@@ -88,8 +88,16 @@ def check_env(env_id: str) -> None:
     if env_id in gym.registry:
         return
     ids = {name.lower(): name for name in gym.registry}
-    # The hyperparameters for Atari are made for these
-    atari = f"{env_id.removeprefix('ALE/').split('-')[0]}NoFrameskip-v4".lower()
-    close = [atari] if atari in ids else difflib.get_close_matches(env_id.lower(), ids, n=1)
-    hint = f"did you mean {ids[close[0]]}?" if close else "--gym-packages names the modules that register your own"
-    raise ValueError(f"there is no environment {env_id!r}: {hint}")
+    suggestion = no_frameskip_id(env_id) or ids.get(next(iter(difflib.get_close_matches(env_id.lower(), ids)), ""))
+    hint = f"did you mean {suggestion}? " if suggestion else ""
+    raise ValueError(f"there is no environment {env_id!r}: {hint}--gym-packages names modules that register your own")
+
+
+def no_frameskip_id(env_id: str) -> str | None:
+    """
+    :param env_id: game of Atari, in any version and spelling
+    :return: its version that the hyperparameters are made for, None if there is no such game
+    """
+    game = env_id.lower().removeprefix("ale/").split("-")[0].removesuffix("deterministic").removesuffix("noframeskip")
+    ids = {name.lower(): name for name in gym.registry}
+    return ids.get(f"{game}noframeskip-v4")
