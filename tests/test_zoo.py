@@ -330,6 +330,80 @@ def test_commands_on_a_run(command, run_folder: Path) -> None:
     assert (run_folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+def write_evaluations(name: str, last_step: int, freq: int, n_episodes: int = 2) -> None:
+    """Of a run of DAPO."""
+    folder = Path("logs/dapo", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = np.arange(freq, last_step + 1, freq)
+    results = np.arange(len(steps) * n_episodes, dtype=float).reshape(len(steps), n_episodes)
+    np.savez(folder / "evaluations.npz", timesteps=steps, results=results)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "used"),
+    [
+        ((), {1, 3}),
+        (("-max", "500"), {1, 2, 3, 5}),
+        (("-min", "1000"), {1, 3}),
+        (("-min", "900"), {1, 2, 3, 5}),
+        (("-min", "400"), {1, 2, 3, 5}),
+    ],
+)
+def test_all_plots_tells_which_runs_it_uses(command, arguments: tuple[str, ...], used: set[int]) -> None:
+    """The Zoo tells how many they were."""
+    for run, (last_step, freq) in enumerate([(1000, 100), (500, 100), (1000, 100), (100, 100), (900, 180)], 1):
+        write_evaluations(f"CartPole-v1_{run}", last_step, freq)
+    Path("logs/dapo/CartPole-v1_6").mkdir()
+    output = command("all-plots", "-e", "CartPole-v1", "-a", "dapo", "ppo", "-o", "results", *arguments)
+    names = ", ".join(f"CartPole-v1_{run}" for run in sorted(used))
+    assert f"logs/dapo, CartPole-v1: using {names}\n" in output
+    (result,) = pickle.loads(Path("results.pkl").read_bytes())["CartPole-v1"].values()
+    assert result["mean_per_eval"].shape[1] == len(used)
+    if not arguments:
+        assert "dropping CartPole-v1_2, which has 5 evaluations, to step 500, where 10 are needed" in output
+        assert "dropping CartPole-v1_4, which has one evaluation only" in output
+        assert "dropping CartPole-v1_6, which has no evaluations" in output
+    assert "logs/ppo, CartPole-v1: using no runs" in output
+    assert "|CartPole-v1 |" in output and "0.0 +/- 0.0" not in output and "-" in output.split("|")[-2]
+
+
+def test_all_plots_refuses_what_it_cannot_use(command, capsys) -> None:
+    def error(*arguments: str) -> str:
+        return refused(command, capsys, "all-plots", *arguments)
+
+    write_evaluations("CartPole-v1_1", 1000, 100, n_episodes=1)
+    assert "there is no run of CartPol-v1 with two or more evaluations" in error("-e", "CartPol-v1")
+    assert "arguments are required: -e" in error()
+    assert "CartPole-v1_1 has 1" in error("-e", "CartPole-v1")
+    write_evaluations("CartPole-v1_2", 1000, 100)
+    assert "CartPole-v1_1 has 1, CartPole-v1_2 has 2" in error("-e", "CartPole-v1")
+
+
+def test_all_plots_of_an_environment_with_a_slash(command) -> None:
+    for run in (1, 2):
+        write_evaluations(f"MinAtar-Asterix-v1_{run}", 500, 100)
+    output = command("all-plots", "-e", "MinAtar/Asterix-v1")
+    assert "using MinAtar-Asterix-v1_1, MinAtar-Asterix-v1_2\n" in output
+
+
+def test_plot_from_file_refuses_too_little(command, capsys) -> None:
+    def error(*arguments: str) -> str:
+        return refused(command, capsys, "plot-from-file", "-i", "results", *arguments)
+
+    for run in ("CartPole-v1_1", "Acrobot-v1_1", "Acrobot-v1_2"):
+        write_evaluations(run, 1000, 100)
+    command("all-plots", "-e", "Acrobot-v1", "CartPole-v1", "-o", "results")
+    assert "DAPO-logs has one run on CartPole-v1" in error("--rliable")
+    assert "-l must be 1 labels" in error("-l", "DAPO", "PPO")
+    assert "nothing is left to draw" in error("--keep-envs", "Pendulum-v1")
+    assert "nothing is left to draw" in error("--skip-keys", "DAPO-logs")
+    command("plot-from-file", "-i", "results", "--skip-envs", "CartPole-v1")
+    results = pickle.loads(Path("results.pkl").read_bytes())
+    results["CartPole-v1"] = {}
+    Path("results.pkl").write_bytes(pickle.dumps(results))
+    assert "no results of DAPO-logs on CartPole-v1" in error()
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `all-plots` saves of two runs each of DAPO and PPO."""
