@@ -158,6 +158,7 @@ def test_wrong_schedules_are_refused(name: str, text: str) -> None:
         ("seed:1", "no hyperparameter 'seed'"),
         ("divergence_coef:-1", "`divergence_coef` must be .*got -1"),
         ("n_rollouts:0", "`n_rollouts` must be .*got 0"),
+        ("n_envs:0", "`n_envs` must be .*got 0"),
         ("divergence:'klm'", "divergence.*klm"),
         ("policy_loss:'none'", "`policy_loss` must be .*got 'none'"),
         ("policy:'Mlp'", "Policy Mlp unknown"),
@@ -228,6 +229,7 @@ def test_usage_errors(command, capsys: pytest.CaptureFixture[str], arguments: li
         (("train", "--trial-id", "3", "--storage", "s.log"), "--trial-id needs the --storage and the --study-name"),
         (("train", "--conf-file", "none.yml"), "`--conf-file` must be .*got none.yml"),
         (("train", "--conf-file", "other.yml"), "Hyperparameters not found for dapo-CartPole-v1 in other.yml"),
+        (("train", "--conf-file", "broken.yml"), "`--conf-file` must be .*got broken.yml"),
         (("train", "--gym-packages", "no_such_module"), "there is no module 'no_such_module'"),
         (("train", "--study-name", "a", "--storage", "a.log", "--trial-id", "3"), "`--study-name` must be.*got 'a'"),
         (("train", "--study-name", "s", "--storage", "s.log", "--trial-id", "3"), "`--trial-id` must be.*got 3"),
@@ -245,6 +247,7 @@ def test_usage_errors(command, capsys: pytest.CaptureFixture[str], arguments: li
 )
 def test_mistakes_are_told_in_a_line(command, capsys, arguments: tuple[str, ...], message: str) -> None:
     Path("other.yml").write_text("Acrobot-v1: {n_timesteps: 10}")
+    Path("broken.yml").write_text("CartPole-v1: {")
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("s.log"))
     optuna.create_study(study_name="s", storage=storage)
     assert re.search(message, refused(command, capsys, *arguments))

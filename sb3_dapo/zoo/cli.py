@@ -191,7 +191,7 @@ def main() -> None:
     except Exception as error:
         if not is_refusal(error):
             raise
-        parser.exit(2, f"{sys.argv[0]}: error: {error}\n")
+        parser.exit(2, f"{sys.argv[0]}: error: {' '.join(str(error).split())}\n")
 
 
 if __name__ == "__main__":

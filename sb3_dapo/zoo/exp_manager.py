@@ -344,6 +344,9 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         list[BaseCallback],
         Callable[..., Any] | None,
     ]:
+        n_envs = hyperparams.get("n_envs", 1)
+        if not isinstance(n_envs, int) or n_envs < 1:
+            raise ValueError(f"`n_envs` must be an integer of at least 1, got {n_envs!r}")
         native_kwargs = atari_wrapper_kwargs(hyperparams)
         schedules = {}
         if self.is_own_algo:

@@ -19,7 +19,7 @@ import numpy as np
 import torch as th
 import yaml
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_sb3 import EnvironmentName, ModelName, ModelRepoId
 from huggingface_sb3.load_from_hub import strtobool
 from requests import RequestException
@@ -438,6 +438,8 @@ def load_from_hub() -> None:
                 args.algo, args.env, args.exp_id, args.folder, args.organization, args.repo_name, args.force
             )
         print(f"Watch it play: sb3-dapo enjoy --algo {args.algo} --env {args.env.gym_id} -f {args.folder}")
+    except LocalEntryNotFoundError as error:  # what comes of no connection
+        sys.exit(f"\n{repo_id} was not downloaded, as the Hub cannot be reached: {error}")
     except EntryNotFoundError as error:
         sys.exit(
             f"\n{repo_id} is not a whole agent of RL Zoo: {error}\n\nIf it was uploaded from Python, "
