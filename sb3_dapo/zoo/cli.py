@@ -173,10 +173,12 @@ def is_refusal(error: Exception) -> bool:
     from sb3_dapo.zoo.exp_manager import ExperimentManager
 
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    package = frames[-1].f_globals["__name__"].partition(".")[0]
-    is_known = isinstance(error, (ValueError, FileNotFoundError, AssertionError, gym.error.Error)) and str(error)
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    is_told = isinstance(error, (ValueError, FileNotFoundError, AssertionError, gym.error.Error)) and str(error) != ""
+    # "__main__" is a script of the Zoo
+    is_ours = packages[-1] in REFUSING and set(packages) <= REFUSING | sys.stdlib_module_names | {"__main__"}
     is_training = ExperimentManager.learn.__code__ in [frame.f_code for frame in frames]
-    return bool(is_known) and package in REFUSING and not is_training
+    return is_told and is_ours and not is_training
 
 
 def main() -> None:

@@ -90,15 +90,16 @@ class TrainParser(Parser):
         return parsed
 
 
-def find_checkpoints(log_path: Path, env_name: str) -> Path:
+def find_checkpoints(log_path: Path, env_name: str, tell: bool = True) -> Path:
     """
     :param log_path: folder of an algorithm's runs
     :param env_name: environment
+    :param tell: print which later runs are skipped
     :return: folder of the run to resume
     :raises ValueError: if there is none
     """
     hint = "`--resume` needs a run with checkpoints (--save-freq)"
-    return find_run(log_path, env_name, 0, CHECKPOINTS, hint)
+    return find_run(log_path, env_name, 0, CHECKPOINTS, hint, tell)
 
 
 def saved_args(given: argparse.Namespace) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def saved_args(given: argparse.Namespace) -> dict[str, Any]:
     :return: the arguments of its latest run with checkpoints
     """
     env_name = EnvironmentName(given.env)
-    saved = read_train_args(find_checkpoints(Path(given.log_folder, given.algo), env_name), env_name)
+    saved = read_train_args(find_checkpoints(Path(given.log_folder, given.algo), env_name, tell=False), env_name)
     new = {"resume", "log_folder"} | ({"verbose"} if given.progress else set())
     return {name: value for name, value in saved.items() if name not in new}
 

@@ -24,13 +24,14 @@ def list_runs(log_path: Path, env_name: str) -> list[Path]:
     return [path for _, path in sorted(numbered, reverse=True)]
 
 
-def find_run(log_path: Path, env_name: str, exp_id: int, file: str, hint: str) -> Path:
+def find_run(log_path: Path, env_name: str, exp_id: int, file: str, hint: str, tell: bool = True) -> Path:
     """
     :param log_path: folder of an algorithm's runs
     :param env_name: environment
     :param exp_id: number of the run; 0: the latest with the file, -1: `log_path` itself
     :param file: what the command needs, `*` standing for anything
     :param hint: what to do if it is missing
+    :param tell: print which later runs are skipped
     :return: folder of the run
     :raises ValueError: if there is none
     """
@@ -50,7 +51,7 @@ def find_run(log_path: Path, env_name: str, exp_id: int, file: str, hint: str) -
     usable = [run for run in runs if any(run.glob(file))]
     if not usable:
         raise ValueError(f"there is no {file} in any run of {env_name} in {log_path}: {hint}")
-    for run in runs[: runs.index(usable[0])]:
+    for run in runs[: runs.index(usable[0])] if tell else ():
         print(f"Skipping {run}, which has no {file}")
     return usable[0]
 
