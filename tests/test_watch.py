@@ -224,19 +224,20 @@ def test_plot_after_a_resume_shows_each_step_once(command) -> None:
     np.testing.assert_array_equal(np.array(read_episodes(run_path, frame_skip=1)), np.array(expected))
 
 
-def test_episodes_of_a_resume_from_an_earlier_checkpoint(tmp_path: Path) -> None:
-    """One environment: episodes of 10 steps, then resumes from step 35, 45 and 25."""
-    for name, lengths in {
-        "before_1_rl_model_35_steps_0": [10, 10, 10, 10, 10],
-        "before_2_rl_model_45_steps_0": [11, 11],
-        "before_3_rl_model_25_steps_0": [],
-        "0": [12, 12],
-    }.items():
-        rows = "".join(f"{length},{length},0\n" for length in lengths)
-        (tmp_path / f"{name}.monitor.csv").write_text(f"#{{}}\nr,l,t\n{rows}")
-    steps, scores = read_episodes(tmp_path, frame_skip=1)
-    assert steps.tolist() == [10, 20, 32, 44]
-    assert scores.tolist() == [10, 10, 12, 12]
+def test_episodes_are_logged_at_their_step(command) -> None:
+    """The frames that start a game of Atari are no steps, and checkpoints begin new games."""
+    pytest.importorskip("ale_py")
+    run = ["train", "--env", "BreakoutNoFrameskip-v4", "-n", "2048", "--eval-freq", "-1", "--verbose", "0"]
+    run += ["--save-freq", "1024", "--hyperparams", "n_envs:4", "n_steps:128", "n_epochs:1", "batch_size:512"]
+    command(*run, "--seed", "1")
+    run_path = Path("logs/dapo/BreakoutNoFrameskip-v4_1")
+    steps, scores = read_episodes(run_path, frame_skip=4)
+    assert len(steps) >= 4 and (np.diff(steps) >= 0).all() and (steps % 4 == 0).all()
+    n_episodes = sum(len(path.read_text().splitlines()) - 2 for path in run_path.glob("*.monitor.csv"))
+    assert len(steps) == n_episodes
+    (run_path / "rl_model_2048_steps.zip").unlink()
+    command("train", "--env", "BreakoutNoFrameskip-v4", "--resume")
+    np.testing.assert_array_equal(np.array(read_episodes(run_path, frame_skip=4)), np.array([steps, scores]))
 
 
 # --- Windows and videos ---

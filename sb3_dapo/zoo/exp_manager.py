@@ -3,13 +3,10 @@
 import argparse
 import difflib
 import inspect
-import math
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -44,8 +41,8 @@ NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_
 
 # File in the folder of a run that says where its TensorBoard log is, as the Zoo numbers the two independently
 TENSORBOARD_FILE = "tensorboard.txt"
-# Files of Monitor: number of the environment, and before a resume the number of that and the steps of its checkpoint
-MONITOR_FILE = re.compile(rf"(?:before_(\d+)_{CHECKPOINT_PREFIX}_(\d+)_steps_)?(\d+)\.monitor\.csv")
+# File there with the training episodes
+EPISODES_FILE = "episodes.csv"
 
 
 def read_tensorboard_path(run_path: str | Path) -> str:
@@ -124,44 +121,41 @@ def checkpoint_steps(checkpoint: Path) -> int:
     return int(checkpoint.stem.split("_")[-2])
 
 
-@dataclass(frozen=True)
-class MonitorPart:
-    """
-    Files of `Monitor` from the beginning of a run, or from a resume, to the next resume.
-
-    :param end: steps of the checkpoint that the next resume began from, infinite for the newest part
-    :param files: one for each environment
-    """
-
-    end: float
-    files: list[Path]
-
-
-def list_monitor_parts(run_path: Path) -> list[MonitorPart]:
-    """
-    :param run_path: folder of a run
-    :return: its files of `Monitor`, the earliest first
-    """
-    parts: dict[tuple[float, float], list[tuple[int, Path]]] = {}
-    for path in run_path.glob("*.monitor.csv"):
-        match = MONITOR_FILE.fullmatch(path.name)
-        if match is not None:
-            number, steps = (math.inf, math.inf) if match[1] is None else (int(match[1]), int(match[2]))
-            parts.setdefault((number, steps), []).append((int(match[3]), path))
-    return [MonitorPart(end, [path for _, path in sorted(files)]) for (_, end), files in sorted(parts.items())]
-
-
 def keep_monitor_files(run_path: Path, steps: int) -> None:
     """
-    Rename the newest files of `Monitor`, so that new ones can be written.
+    Rename the files of `Monitor`, so that new ones can be written.
 
     :param run_path: folder of a run
     :param steps: steps of the checkpoint that the run is resumed from
     """
-    parts = list_monitor_parts(run_path)
-    if parts and parts[-1].end == math.inf:
-        for path in parts[-1].files:
-            path.rename(path.with_name(f"before_{len(parts)}_{CHECKPOINT_PREFIX}_{steps}_steps_{path.name}"))
+    number = len({path.name.split("_")[1] for path in run_path.glob("before_*.monitor.csv")}) + 1
+    for path in run_path.glob("[0-9]*.monitor.csv"):
+        path.rename(path.with_name(f"before_{number}_{CHECKPOINT_PREFIX}_{steps}_steps_{path.name}"))
+
+
+class EpisodeLog(BaseCallback):
+    """
+    Writes down when each training episode ended, which `Monitor` does not know: it counts frames, and the steps of
+    whole episodes only. Of a resumed run, what came after the checkpoint is taken out.
+
+    :param run_path: folder of the run
+    """
+
+    def __init__(self, run_path: str) -> None:
+        super().__init__()
+        self.path = Path(run_path, EPISODES_FILE)
+
+    def _on_training_start(self) -> None:
+        header, *rows = self.path.read_text().splitlines() if self.path.is_file() else ["timesteps,score,length"]
+        kept = [row for row in rows if int(row.split(",")[0]) <= self.model.num_timesteps]
+        self.path.write_text("\n".join([header, *kept, ""]))
+
+    def _on_step(self) -> bool:
+        episodes = [info["episode"] for info in self.locals.get("infos", ()) if "episode" in info]
+        if episodes:
+            with self.path.open("a") as file:
+                file.writelines(f"{self.num_timesteps},{episode['r']},{episode['l']}\n" for episode in episodes)
+        return True
 
 
 class TensorBoardFolder(BaseCallback):
@@ -304,6 +298,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                     save_freq, self.save_path, keep_last=None, name_prefix=CHECKPOINT_PREFIX, reset_envs=None
                 )
             )
+        self.callbacks.append(EpisodeLog(self.save_path))
         if self.tensorboard_log is not None:
             self.callbacks.append(TensorBoardFolder(self.save_path))
             if self.is_own_algo:

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import read_csv  # type: ignore[import-untyped]
 from rl_zoo3.utils import ALGOS, get_saved_hyperparams
-from stable_baselines3.common.results_plotter import window_func
+from stable_baselines3.common.monitor import get_monitor_files
+from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, ts2xy, window_func
 
 from sb3_dapo.panels import PANELS
-from sb3_dapo.zoo.exp_manager import TENSORBOARD_FILE, list_monitor_parts, read_tensorboard_path
+from sb3_dapo.zoo.exp_manager import EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path
 from sb3_dapo.zoo.runs import find_run
 
 # An estimate of more points is drawn faintly, with the moving average over its 50th part on top
@@ -50,32 +51,18 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
 
 def read_episodes(run_path: Path, frame_skip: int) -> Curve:
     """
-    :param run_path: folder with the files of `Monitor`
+    :param run_path: folder of a run
     :param frame_skip: frames per step of the agent, as `Monitor` counts frames
-    :return: steps so far at the end of each training episode, and its score. Of a run that was resumed, what was played
-        after the checkpoint by the part before is left out
+    :return: steps so far at the end of each training episode, and its score
     """
-    parts = list_monitor_parts(run_path)
-    all_steps, all_scores = [np.zeros(0)], [np.zeros(0)]
-    start, last_ends = 0.0, np.zeros(0)  # in steps of one environment, like all but the results
-    for i, part in enumerate(parts):
-        n_envs = len(part.files)
-        last_ends = np.resize(last_ends, n_envs) if i > 0 else np.zeros(n_envs)
-        end = min(later.end for later in parts[i:]) / n_envs  # a later resume may be from an earlier checkpoint
-        for rank, path in enumerate(part.files):
-            episodes = read_csv(path, skiprows=1)
-            lengths, scores = episodes["l"].to_numpy() / frame_skip, episodes["r"].to_numpy()
-            # The first episode began before the checkpoint
-            begun = min(start - last_ends[rank], lengths[:1].sum())
-            ends = start - begun + lengths.cumsum()
-            n_kept = int((ends <= end).sum())
-            all_steps.append(ends[:n_kept] * n_envs)
-            all_scores.append(scores[:n_kept])
-            last_ends[rank] = max([last_ends[rank], *ends[:n_kept]])
-        start = part.end / n_envs
-    steps, scores = np.concatenate(all_steps), np.concatenate(all_scores)
-    order = np.argsort(steps, kind="stable")
-    return steps[order], scores[order]
+    if (run_path / EPISODES_FILE).is_file():
+        episodes = read_csv(run_path / EPISODES_FILE)
+        return episodes["timesteps"].to_numpy(float), episodes["score"].to_numpy(float)
+    # It was trained by something else than `sb3-dapo train`
+    if not get_monitor_files(str(run_path)):
+        return np.zeros(0), np.zeros(0)
+    frames, scores = ts2xy(load_results(str(run_path)), X_TIMESTEPS)
+    return frames / frame_skip, scores
 
 
 def read_frame_skip(hyperparams: dict[str, Any]) -> int:
