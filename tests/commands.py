@@ -25,3 +25,18 @@ def runner(patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[Any]) -> Co
         return capture.readouterr().out
 
     return run
+
+
+def refused(command: Command, capture: pytest.CaptureFixture[Any], *arguments: str) -> str:
+    """
+    :param command: runs `sb3-dapo`
+    :param capture: what captures the output of Python
+    :param arguments: arguments that `sb3-dapo` refuses
+    :return: the one line that says why
+    """
+    with pytest.raises(SystemExit) as stopped:
+        command(*arguments)
+    assert stopped.value.code == 2
+    (line,) = capture.readouterr().err.splitlines()
+    assert line.startswith(f"sb3-dapo {arguments[0]}: error: ")
+    return line

@@ -566,6 +566,20 @@ def test_zoo_refusals(hub: HubServer, command: Command, monkeypatch: pytest.Monk
         command("push-to-hub", "--env", "CartPole-v1", "-orga", "lab", "--algo", "ppo")
 
 
+def test_zoo_without_a_connection(hub: HubServer, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(command)
+    load = ("load-from-hub", "--env", "CartPole-v1", "-orga", "lab", "--trust-pickle")
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(SystemExit, match=f"{ZOO_REPO} was not uploaded, as the Hub cannot be reached"):
+        push(command, "--no-render")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit, match=f"{ZOO_REPO} was not uploaded, as the Hub cannot be reached"):
+        push(command, "--no-render")
+    with pytest.raises(SystemExit, match=f"{ZOO_REPO} was not downloaded, as the Hub cannot be reached"):
+        command(*load)
+
+
 def test_another_process_with_the_defaults_of_the_client(hub: HubServer, model: DAPO, tmp_path: Path) -> None:
     """What a user has who only sets HF_ENDPOINT. Large files go through Xet storage, which is a folder here."""
     if importlib.util.find_spec("hf_xet") is None:  # importing it would write into the home folder

@@ -6,6 +6,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from commands import refused
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -130,16 +131,13 @@ def test_plot_of_a_run_without_an_episode_or_an_update(tmp_path: Path) -> None:
 
 def test_plot_refuses_what_it_cannot_find(command, run_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def error(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            command("plot", *arguments)
-        assert stopped.value.code == 2
-        return capsys.readouterr().err
+        return refused(command, capsys, "plot", *arguments)
 
     assert "there is no run in logs/dapo/CartPole-v1_7" in error("--exp-id", "7")
-    assert "there is no run in logs/dapo/Acrobot-v1" in error("--env", "Acrobot-v1")
+    assert "there is no run of Acrobot-v1 in logs/dapo" in error("--env", "Acrobot-v1")
     assert "no event files of TensorBoard in nowhere" in error("-tb", "nowhere")
     (run_path / "tensorboard.txt").unlink()
-    assert "has no TensorBoard log" in error()
+    assert "there is no tensorboard.txt in any run of CartPole-v1" in error()
     command("plot", "-tb", "logs/tensorboard/CartPole-v1/DAPO_1")
 
 
@@ -199,6 +197,47 @@ def test_episodes_are_placed_at_the_steps_of_the_agent(tmp_path: Path) -> None:
     # The last step of an episode may be cut short
     np.testing.assert_allclose(steps, at_end, atol=1.5)
     assert scores.shape == (3,)
+
+
+def test_plot_after_a_resume_shows_each_step_once(command) -> None:
+    """A run that goes on from 1,024 of its steps, and whose log is older than that of another run."""
+    run = ["train", "--env", "CartPole-v1", "-n", "3072", "--eval-freq", "-1", "--verbose", "0", "--seed", "1"]
+    command(*run, "-f", "whole", "--save-freq", "1024")
+    command(*run, "--save-freq", "1024")
+    command(*run)
+    run_path, other_path = Path("logs/dapo/CartPole-v1_1"), Path("logs/tensorboard/CartPole-v1/DAPO_2")
+    for steps in (2048, 3072):
+        (run_path / f"rl_model_{steps}_steps.zip").unlink()
+    other = read_scalars(other_path)
+    command("train", "--env", "CartPole-v1", "--resume")
+
+    curves = read_scalars(Path("logs/tensorboard/CartPole-v1/DAPO_1"))
+    for key, (steps, values) in read_scalars(Path("whole/tensorboard/CartPole-v1/DAPO_1")).items():
+        np.testing.assert_array_equal(curves[key][0], steps)
+        if not key.startswith("time/"):
+            np.testing.assert_array_equal(curves[key][1], values)
+    assert {key: len(steps) for key, (steps, _) in read_scalars(other_path).items()} == {
+        key: len(steps) for key, (steps, _) in other.items()
+    }
+    expected = read_episodes(Path("whole/dapo/CartPole-v1_1"), frame_skip=1)
+    assert len(expected[0]) > 50
+    np.testing.assert_array_equal(np.array(read_episodes(run_path, frame_skip=1)), np.array(expected))
+
+
+def test_episodes_are_logged_at_their_step(command) -> None:
+    """The frames that start a game of Atari are no steps, and checkpoints begin new games."""
+    pytest.importorskip("ale_py")
+    run = ["train", "--env", "BreakoutNoFrameskip-v4", "-n", "2048", "--eval-freq", "-1", "--verbose", "0"]
+    run += ["--save-freq", "1024", "--hyperparams", "n_envs:4", "n_steps:128", "n_epochs:1", "batch_size:512"]
+    command(*run, "--seed", "1")
+    run_path = Path("logs/dapo/BreakoutNoFrameskip-v4_1")
+    steps, scores = read_episodes(run_path, frame_skip=4)
+    assert len(steps) >= 4 and (np.diff(steps) >= 0).all() and (steps % 4 == 0).all()
+    n_episodes = sum(len(path.read_text().splitlines()) - 2 for path in run_path.glob("*.monitor.csv"))
+    assert len(steps) == n_episodes
+    (run_path / "rl_model_2048_steps.zip").unlink()
+    command("train", "--env", "BreakoutNoFrameskip-v4", "--resume")
+    np.testing.assert_array_equal(np.array(read_episodes(run_path, frame_skip=4)), np.array([steps, scores]))
 
 
 # --- Windows and videos ---

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import optuna
 import pytest
 import rl_zoo3.train
 import yaml
+from commands import refused
 from gymnasium import spaces
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -156,13 +158,20 @@ def test_wrong_schedules_are_refused(name: str, text: str) -> None:
         ("seed:1", "no hyperparameter 'seed'"),
         ("divergence_coef:-1", "`divergence_coef` must be .*got -1"),
         ("n_rollouts:0", "`n_rollouts` must be .*got 0"),
+        ("n_envs:0", "`n_envs` must be .*got 0"),
         ("divergence:'klm'", "divergence.*klm"),
         ("policy_loss:'none'", "`policy_loss` must be .*got 'none'"),
+        ("policy:'Mlp'", "Policy Mlp unknown"),
+        ("divergence:klm", "did you mean \"divergence:'klm'\""),
+        ("divergence_coef=0.5", 'did you mean "divergence_coef:0.5"'),
+        ("divergence_coef:lin_0.5", "did you mean \"divergence_coef:'lin_0.5'\""),
+        ("divergence_coef=lin_0.5", "did you mean \"divergence_coef:'lin_0.5'\""),
     ],
 )
-def test_wrong_hyperparameters_are_refused(command, assignment: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        command("train", "--env", "CartPole-v1", "-n", "100", "--hyperparams", assignment)
+def test_wrong_hyperparameters_are_refused(command, capsys, assignment: str, message: str) -> None:
+    line = refused(command, capsys, "train", "--env", "CartPole-v1", "-n", "100", "--hyperparams", assignment)
+    assert re.search(message, line)
+    assert not list(Path().rglob("CartPole-v1_*"))
 
 
 @pytest.mark.filterwarnings("ignore:The last minibatch of every epoch")
@@ -206,6 +215,91 @@ def test_usage_errors(command, capsys: pytest.CaptureFixture[str], arguments: li
         command(*arguments)
     assert stopped.value.code == 2
     assert "usage: sb3-dapo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--env", "CartPol-v1"), "there is no environment 'CartPol-v1': did you mean CartPole-v1?"),
+        (("random", "--env", "CartPol-v1"), "there is no environment 'CartPol-v1': did you mean CartPole-v1?"),
+        (("train", "--env", "Something-new"), "there is no environment 'Something-new': --gym-packages names"),
+        (("train", "-n", "-5"), "-n must be at least 1.*-5"),
+        (("train", "-n", "0"), "-n must be at least 1"),
+        (("train", "--trial-id", "0"), "--trial-id needs the --storage and the --study-name"),
+        (("train", "--trial-id", "3", "--storage", "s.log"), "--trial-id needs the --storage and the --study-name"),
+        (("train", "--conf-file", "none.yml"), "`--conf-file` must be .*got none.yml"),
+        (("train", "--conf-file", "other.yml"), "Hyperparameters not found for dapo-CartPole-v1 in other.yml"),
+        (("train", "--conf-file", "broken.yml"), "`--conf-file` must be .*got broken.yml"),
+        (("train", "--gym-packages", "no_such_module"), "there is no module 'no_such_module'"),
+        (("train", "--study-name", "a", "--storage", "a.log", "--trial-id", "3"), "`--study-name` must be.*got 'a'"),
+        (("train", "--study-name", "s", "--storage", "s.log", "--trial-id", "3"), "`--trial-id` must be.*got 3"),
+        *(
+            ((name, *exp_id), message)
+            for name in ("enjoy", "report", "record-video", "plot")
+            for exp_id, message in (
+                ((), "there is no run of CartPole-v1 in logs/dapo: begin one"),
+                (("--exp-id", "4"), "there is no run in logs/dapo/CartPole-v1_4: choose another --exp-id"),
+            )
+        ),
+        (("plot-from-file",), "the following arguments are required: -i"),
+        (("plot-from-file", "-i", "none"), "none.pkl"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(command, capsys, arguments: tuple[str, ...], message: str) -> None:
+    Path("other.yml").write_text("Acrobot-v1: {n_timesteps: 10}")
+    Path("broken.yml").write_text("CartPole-v1: {")
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("s.log"))
+    optuna.create_study(study_name="s", storage=storage)
+    assert re.search(message, refused(command, capsys, *arguments))
+
+
+class Faulty(gym.Env):
+    """Fails when it is made, in the first step, or in the 20th."""
+
+    observation_space = spaces.Box(0, 1, (1,))
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, first_fault: int) -> None:
+        self.first_fault = first_fault
+        self.step_count = 0
+        self.check()
+
+    def check(self) -> None:
+        if self.step_count >= self.first_fault:
+            raise ValueError("a fault of my own")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.step_count += 1
+        self.check()
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("first_fault", [0, 1, 20])
+def test_faults_of_the_user_keep_their_traceback(command, monkeypatch: pytest.MonkeyPatch, first_fault: int) -> None:
+    monkeypatch.setitem(gym.registry, "Faulty-v0", gym.envs.registration.EnvSpec("Faulty-v0", Faulty))
+    with pytest.raises(ValueError, match="a fault of my own"):
+        command("train", "--env", "Faulty-v0", "--env-kwargs", f"first_fault:{first_fault}", "--eval-freq", "-1")
+    # A folder of a run that did not begin would be taken for the latest
+    assert Path("logs/dapo/Faulty-v0_1").exists() == (first_fault == 20)
+
+
+class WrongSpace(Faulty):
+    """Fails in Gymnasium's code, which the user's calls."""
+
+    def check(self) -> None:
+        self.action_space = spaces.Discrete(-1)
+
+
+def test_faults_that_libraries_find_in_the_users_code_keep_their_traceback(
+    command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(gym.registry, "Faulty-v0", gym.envs.registration.EnvSpec("Faulty-v0", WrongSpace))
+    with pytest.raises((ValueError, AssertionError), match="have to be positive"):
+        command("train", "--env", "Faulty-v0", "--env-kwargs", "first_fault:0")
 
 
 @pytest.fixture
@@ -252,6 +346,80 @@ def test_commands_on_a_run(command, run_folder: Path) -> None:
         assert f"\n  {line}" in output
     assert "enjoy --algo dapo --env CartPole-v1 -f logs" in output
     assert (run_folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def write_evaluations(name: str, last_step: int, freq: int, n_episodes: int = 2) -> None:
+    """Of a run of DAPO."""
+    folder = Path("logs/dapo", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = np.arange(freq, last_step + 1, freq)
+    results = np.arange(len(steps) * n_episodes, dtype=float).reshape(len(steps), n_episodes)
+    np.savez(folder / "evaluations.npz", timesteps=steps, results=results)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "used"),
+    [
+        ((), {1, 3}),
+        (("-max", "500"), {1, 2, 3, 5}),
+        (("-min", "1000"), {1, 3}),
+        (("-min", "900"), {1, 2, 3, 5}),
+        (("-min", "400"), {1, 2, 3, 5}),
+    ],
+)
+def test_all_plots_tells_which_runs_it_uses(command, arguments: tuple[str, ...], used: set[int]) -> None:
+    """The Zoo tells how many they were."""
+    for run, (last_step, freq) in enumerate([(1000, 100), (500, 100), (1000, 100), (100, 100), (900, 180)], 1):
+        write_evaluations(f"CartPole-v1_{run}", last_step, freq)
+    Path("logs/dapo/CartPole-v1_6").mkdir()
+    output = command("all-plots", "-e", "CartPole-v1", "-a", "dapo", "ppo", "-o", "results", *arguments)
+    names = ", ".join(f"CartPole-v1_{run}" for run in sorted(used))
+    assert f"logs/dapo, CartPole-v1: using {names}\n" in output
+    (result,) = pickle.loads(Path("results.pkl").read_bytes())["CartPole-v1"].values()
+    assert result["mean_per_eval"].shape[1] == len(used)
+    if not arguments:
+        assert "dropping CartPole-v1_2, which has 5 evaluations, to step 500, where 10 are needed" in output
+        assert "dropping CartPole-v1_4, which has one evaluation only" in output
+        assert "dropping CartPole-v1_6, which has no evaluations" in output
+    assert "logs/ppo, CartPole-v1: using no runs" in output
+    assert "|CartPole-v1 |" in output and "0.0 +/- 0.0" not in output and "-" in output.split("|")[-2]
+
+
+def test_all_plots_refuses_what_it_cannot_use(command, capsys) -> None:
+    def error(*arguments: str) -> str:
+        return refused(command, capsys, "all-plots", *arguments)
+
+    write_evaluations("CartPole-v1_1", 1000, 100, n_episodes=1)
+    assert "there is no run of CartPol-v1 with two or more evaluations" in error("-e", "CartPol-v1")
+    assert "arguments are required: -e" in error()
+    assert "CartPole-v1_1 has 1" in error("-e", "CartPole-v1")
+    write_evaluations("CartPole-v1_2", 1000, 100)
+    assert "CartPole-v1_1 has 1, CartPole-v1_2 has 2" in error("-e", "CartPole-v1")
+
+
+def test_all_plots_of_an_environment_with_a_slash(command) -> None:
+    for run in (1, 2):
+        write_evaluations(f"MinAtar-Asterix-v1_{run}", 500, 100)
+    output = command("all-plots", "-e", "MinAtar/Asterix-v1")
+    assert "using MinAtar-Asterix-v1_1, MinAtar-Asterix-v1_2\n" in output
+
+
+def test_plot_from_file_refuses_too_little(command, capsys) -> None:
+    def error(*arguments: str) -> str:
+        return refused(command, capsys, "plot-from-file", "-i", "results", *arguments)
+
+    for run in ("CartPole-v1_1", "Acrobot-v1_1", "Acrobot-v1_2"):
+        write_evaluations(run, 1000, 100)
+    command("all-plots", "-e", "Acrobot-v1", "CartPole-v1", "-o", "results")
+    assert "DAPO-logs has one run on CartPole-v1" in error("--rliable")
+    assert "-l must be 1 labels" in error("-l", "DAPO", "PPO")
+    assert "nothing is left to draw" in error("--keep-envs", "Pendulum-v1")
+    assert "nothing is left to draw" in error("--skip-keys", "DAPO-logs")
+    command("plot-from-file", "-i", "results", "--skip-envs", "CartPole-v1")
+    results = pickle.loads(Path("results.pkl").read_bytes())
+    results["CartPole-v1"] = {}
+    Path("results.pkl").write_bytes(pickle.dumps(results))
+    assert "no results of DAPO-logs on CartPole-v1" in error()
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +490,71 @@ def test_training_goes_on_from_a_saved_agent(command, run_folder: Path) -> None:
     assert Path("logs/dapo/CartPole-v1_2/CartPole-v1.zip").is_file()
 
 
+@pytest.mark.parametrize("env_id", ["Breakout", "breakout-v5", "Breakout-v7", "ALE/Breakout", "BreakoutDeterministic"])
+def test_games_of_atari_are_suggested_without_frame_skip(command, capsys, env_id: str) -> None:
+    pytest.importorskip("ale_py")
+    assert f": did you mean {BREAKOUT}?" in refused(command, capsys, "train", "--env", env_id)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "env_kwargs", "is_warned"),
+    [(BREAKOUT, {}, False), ("ALE/Breakout-v5", {}, True), ("ALE/Breakout-v5", {"frameskip": 1}, False)],
+)
+def test_two_frame_skips_are_told(capsys, env_id: str, env_kwargs: dict, is_warned: bool) -> None:
+    pytest.importorskip("ale_py")
+    prepare("dapo", env_id, env_kwargs=env_kwargs)
+    assert (f"Warning: {env_id} skips frames itself" in (warning := capsys.readouterr().err)) == is_warned
+    assert (BREAKOUT in warning) == is_warned
+
+
+def test_progress_bar_takes_the_place_of_the_tables(command) -> None:
+    pytest.importorskip("rich")
+    small = ("--env", "CartPole-v1", "-n", "512", "--eval-freq", "-1", "--save-freq", "256")
+    assert "| rollout/" in command("train", *small)
+    assert "| rollout/" not in command("train", *small, "--progress")
+    assert "| rollout/" in command("train", *small, "--progress", "--verbose", "1")
+    assert "| rollout/" not in command("train", "--env", "CartPole-v1", "--resume", "-n", "1024", "--progress")
+
+
+def test_default_environment_is_told(command, capsys) -> None:
+    with pytest.raises(SystemExit):
+        command("train", "--help")
+    assert "environment ID (default: CartPole-v1)" in capsys.readouterr().out
+
+
+def test_first_trial_of_a_study(command) -> None:
+    small = ("--env", "CartPole-v1", "-n", "256", "--eval-freq", "-1", "--study-name", "s", "--storage", "s.log")
+    command("train", "-optimize", *small, "--n-trials", "1", "--eval-episodes", "1", "--no-optim-plots")
+    assert "Loading from Optuna study" in command("train", *small, "--trial-id", "0")
+
+
+OWN_ENV = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+gym.register("Own-v0", CartPoleEnv, max_episode_steps=20)
+"""
+
+
+def test_commands_import_the_packages_that_the_run_was_trained_with(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("own_env.py").write_text(OWN_ENV)
+    monkeypatch.syspath_prepend(Path.cwd())
+
+    def run(*arguments: str) -> str:
+        """As a new process, in which nothing has registered the environment."""
+        gym.registry.pop("Own-v0", None)
+        sys.modules.pop("own_env", None)
+        return command(*arguments, "--env", "Own-v0")
+
+    small = ("--verbose", "0", "--eval-freq", "-1", "--save-freq", "64", "--hyperparams", "n_steps:64", "n_epochs:1")
+    run("train", "-n", "64", *small, "--gym-packages", "own_env")
+    assert "Own-v0 after 64 steps" in run("report", "-n", "1", "--n-envs", "1")
+    assert "Mean reward" in run("enjoy", "--no-render", "-n", "50")
+    assert "Saving video" in run("record-video", "-n", "10")
+    assert "Resuming from" in run("train", "--resume", "-n", "128")
+    del gym.registry["Own-v0"]
+
+
 class Killed(Exception):
     """Ends training without any of the clean-up that an interrupt would cause."""
 
@@ -358,12 +591,46 @@ def test_resume_equals_an_uninterrupted_run(
     assert not Path("cut", "dapo", f"{env_id}_2").exists()
 
 
-def test_nothing_to_resume(command) -> None:
-    with pytest.raises(ValueError, match="there is no run of CartPole-v1"):
+def test_a_finished_run_is_left_alone(command, capsys, run_folder: Path) -> None:
+    before = {path: path.read_bytes() for path in Path("logs").rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
         command("train", "--env", "CartPole-v1", "--resume")
+    assert not stopped.value.code
+    assert capsys.readouterr().out.endswith(f"{run_folder} is already at 2048 timesteps: give -n for more\n")
+    assert before == {path: path.read_bytes() for path in Path("logs").rglob("*") if path.is_file()}
+
+
+def test_resuming_twice_from_a_checkpoint_keeps_all_monitor_files(command, run_folder: Path) -> None:
+    contents = {(run_folder / "0.monitor.csv").read_bytes()}
+    for number in (1, 2):
+        command("train", "--env", "CartPole-v1", "--resume", "-n", "3072")
+        (run_folder / "rl_model_3072_steps.zip").unlink()
+        assert (run_folder / f"before_{number}_rl_model_2048_steps_0.monitor.csv").is_file()
+        contents.add((run_folder / "0.monitor.csv").read_bytes())
+    assert len(contents) == 3
+    assert contents == {path.read_bytes() for path in run_folder.glob("*0.monitor.csv")}
+
+
+def test_nothing_to_resume(command, capsys) -> None:
+    resume = ("train", "--env", "CartPole-v1", "--resume")
+    assert "there is no run of CartPole-v1" in refused(command, capsys, *resume)
     command("train", "--env", "CartPole-v1", "-n", "256", "--eval-freq", "-1", "--verbose", "0")
-    with pytest.raises(ValueError, match=r"`--resume` needs a run with checkpoints \(--save-freq\)"):
-        command("train", "--env", "CartPole-v1", "--resume")
+    assert "`--resume` needs a run with checkpoints (--save-freq)" in refused(command, capsys, *resume)
+
+
+def test_latest_run_is_one_that_the_command_can_use(command, run_folder: Path) -> None:
+    """A later run was killed before it left anything, or logged nowhere."""
+    Path("logs/dapo/CartPole-v1_2/CartPole-v1").mkdir(parents=True)
+    for arguments, file in (
+        (("enjoy", "--no-render", "-n", "10"), "CartPole-v1.zip"),
+        (("enjoy", "--no-render", "-n", "10", "--load-best"), "best_model.zip"),
+        (("record-video", "-n", "5"), "CartPole-v1.zip"),
+        (("report", "-n", "1", "--n-envs", "1"), "CartPole-v1.zip"),
+        (("plot",), "tensorboard.txt"),
+        (("train", "--resume", "-n", "3072", "--verbose", "0"), "rl_model_*_steps.zip"),
+    ):
+        assert command(*arguments).count(f"Skipping logs/dapo/CartPole-v1_2, which has no {file}\n") == 1
+    assert DAPO.load(run_folder / "CartPole-v1.zip").num_timesteps == 3072
 
 
 def test_same_seed_same_agent(command) -> None:
@@ -381,6 +648,7 @@ def test_optimize(command) -> None:
     )
     assert "Number of finished trials:  2" in output
     (report,) = Path("logs/dapo").glob("report_CartPole-v1_2-trials-*.csv")
+    assert not Path("logs/dapo/CartPole-v1_1").exists()
     header = report.read_text().splitlines()[0]
     assert "params_divergence_coef" in header and "params_learning_rate" in header
 

@@ -5,19 +5,25 @@ import os
 import runpy
 import subprocess
 import sys
+import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import gymnasium as gym
+
+from sb3_dapo.zoo.parsers import RecordVideoParser, RunParser, TrainParser
+
 LOG_FOLDER = "logs"
 ALGO = ("--algo", "dapo")
+# Packages whose errors, before training begins, say what is wrong with the arguments
+REFUSING = {"sb3_dapo", "rl_zoo3", "stable_baselines3", "gymnasium"}
 
 
 @dataclass(frozen=True)
@@ -51,50 +57,6 @@ def call(module: str, function: str) -> Callable[[], None]:
     return lambda: getattr(import_module(module), function)()
 
 
-class TrainParser(ArgumentParser):
-    """Arguments of the Zoo's `train`, with one more kind of vectorized environment and a default TensorBoard log."""
-
-    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
-        if "--vec-env" in names:
-            kwargs = {
-                "default": "auto",
-                "choices": ["auto", "dummy", "subproc", "native"],
-                "help": "VecEnv type; native: Atari games in C++ threads; auto: native where it can be had, else dummy",
-            }
-        if "--tensorboard-log" in names:
-            kwargs = {"help": "TensorBoard log dir (default: tensorboard in the log folder; '' for none)"}
-        return super().add_argument(*names, **kwargs)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        super().add_argument(
-            "--resume",
-            action="store_true",
-            help="go on with the latest run of --env from its newest checkpoint (see --save-freq), to the same total "
-            "and with the same arguments unless others are given",
-        )
-        given, _ = self.parse_known_args(args)
-        if given.resume:
-            self.set_defaults(**saved_args(given))
-        parsed = super().parse_args(args, namespace)
-        if parsed.tensorboard_log is None:
-            parsed.tensorboard_log = str(Path(parsed.log_folder, "tensorboard"))
-        return parsed
-
-
-def saved_args(given: argparse.Namespace) -> dict[str, Any]:
-    """
-    :param given: arguments that name a run
-    :return: the arguments of its latest run
-    """
-    import yaml
-
-    from sb3_dapo.zoo.exp_manager import latest_run
-
-    run = latest_run(f"{given.log_folder}/{given.algo}/", given.env)
-    saved: dict[str, Any] = yaml.unsafe_load((run / given.env / "args.yml").read_text())  # the Zoo saves objects
-    return {name: value for name, value in saved.items() if name not in ("resume", "log_folder")}
-
-
 def train() -> None:
     """The Zoo's `train`."""
     from rl_zoo3.train import train as zoo_train
@@ -110,15 +72,8 @@ def enjoy() -> None:
         print("There is no display to watch on: 'sb3-dapo record-video' writes a video, --no-render only prints scores")
     from rl_zoo3.enjoy import enjoy as zoo_enjoy
 
-    zoo_enjoy()
-
-
-class RecordVideoParser(ArgumentParser):
-    """Arguments of the Zoo's `record_video`, and one of ours."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.add_argument("--gif", action="store_true", help="write a GIF as well")
+    with replaced_parser(zoo_enjoy, RunParser):
+        zoo_enjoy()
 
 
 def record_video() -> None:
@@ -209,13 +164,36 @@ examples:
     return parser
 
 
+def is_refusal(error: Exception) -> bool:
+    """
+    :param error: what a command raised
+    :return: whether this package, or a library that it calls, refuses what the user asked for, and says why. What goes
+        wrong in training, or in the user's own code, is none: there one needs to know where
+    """
+    from sb3_dapo.zoo.exp_manager import ExperimentManager
+
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    is_told = isinstance(error, (ValueError, FileNotFoundError, AssertionError, gym.error.Error)) and str(error) != ""
+    # "__main__" is a script of the Zoo
+    is_ours = packages[-1] in REFUSING and set(packages) <= REFUSING | sys.stdlib_module_names | {"__main__"}
+    is_training = ExperimentManager.learn.__code__ in [frame.f_code for frame in frames]
+    return is_told and is_ours and not is_training
+
+
 def main() -> None:
     """Run the command that `sys.argv` names."""
-    name = build_parser().parse_args(sys.argv[1:2]).command
+    parser = build_parser()
+    name = parser.parse_args(sys.argv[1:2]).command
     command = COMMANDS[name]
     # argparse takes the program's name in its messages from here
     sys.argv = [f"sb3-dapo {name}", *command.defaults, *sys.argv[2:]]
-    command.run()
+    try:
+        command.run()
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        parser.exit(2, f"{sys.argv[0]}: error: {' '.join(str(error).split())}\n")
 
 
 if __name__ == "__main__":

@@ -6,23 +6,23 @@ import shutil
 import sys
 from contextlib import redirect_stdout
 from copy import deepcopy
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-import yaml
 from huggingface_sb3 import EnvironmentName
 from matplotlib.figure import Figure
-from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path, get_saved_hyperparams
+from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_dapo.zoo.exp_manager import ExperimentManager
+from sb3_dapo.zoo.parsers import Assignments, RunParser
+from sb3_dapo.zoo.runs import check_env, import_packages, read_train_args
 
 Scores = npt.NDArray[np.float64]  # (n_episodes,)
 
@@ -133,11 +133,11 @@ def random() -> None:
     parser.add_argument("--n-envs", help="number of environments (default: 1)", type=positive, default=1)
     parser.add_argument("--algo", help="use this algorithm's wrappers", default="dapo", choices=list(ALGOS))
     parser.add_argument("-conf", "--conf-file", help="use the wrappers in this hyperparameter file")
-    parser.add_argument("--env-kwargs", help="arguments for the environment", nargs="+", action=StoreDict, default={})
+    parser.add_argument("--env-kwargs", help="arguments for the environment", nargs="+", action=Assignments, default={})
     parser.add_argument("--gym-packages", help="packages that register environments", nargs="+", default=[])
     args = parser.parse_args()
-    for package in args.gym_packages:
-        import_module(package)
+    import_packages(args.gym_packages)
+    check_env(args.env.gym_id)
 
     hyperparams = read_hyperparameters(args.algo, args.env.gym_id, args.conf_file)
     env_kwargs = {**hyperparams.pop("env_kwargs", {}), **args.env_kwargs}
@@ -177,7 +177,7 @@ def random_scores(
 
 def report() -> None:
     """The command `sb3-dapo report`."""
-    parser = argparse.ArgumentParser(
+    parser = RunParser(
         description="Play whole games with a trained agent, compare its score with the uniform random policy's, and "
         "draw its learning curve from the evaluations made during training."
     )
@@ -193,8 +193,8 @@ def report() -> None:
 
     _, model_path, log_path = get_model_path(args.exp_id, args.folder, args.algo, args.env)
     hyperparams, stats_path = get_saved_hyperparams(os.path.join(log_path, args.env), test_mode=True)
-    saved_args = yaml.unsafe_load(Path(log_path, args.env, "args.yml").read_text())  # the Zoo saves Python objects
-    env_kwargs = saved_args["env_kwargs"] or hyperparams.pop("env_kwargs", {})
+    saved_args = read_train_args(Path(log_path), args.env)
+    env_kwargs = saved_args.get("env_kwargs") or hyperparams.pop("env_kwargs", {})
     is_stochastic = ExperimentManager.is_atari(env_id) or ExperimentManager.is_minigrid(env_id)
 
     set_random_seed(args.seed)
@@ -214,7 +214,7 @@ def report() -> None:
     print(f"  {'random policy':15} {summary(random)}")
     print(f"\n  {'model':15} {model_path}")
     print(f"  {'learning curve':15} {curve_path}")
-    if saved_args["tensorboard_log"]:
+    if saved_args.get("tensorboard_log"):
         print(f"  {'TensorBoard':15} {program('tensorboard')} --logdir {saved_args['tensorboard_log']}")
     print("\nWatch it play:")
     print(f"  {program('sb3-dapo')} enjoy {agent} -n 5000")

@@ -4,6 +4,8 @@ import argparse
 import difflib
 import inspect
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import resources
@@ -13,42 +15,42 @@ from typing import Any
 
 import gymnasium as gym
 import rl_zoo3.exp_manager
-from rl_zoo3.utils import ALGOS, SimpleLinearSchedule, get_latest_run_id
+import yaml
+from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
 from stable_baselines3.common.vec_env import VecEnv
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sb3_dapo import DAPO
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
+from sb3_dapo.zoo.parsers import CHECKPOINT_PREFIX, find_checkpoints
+from sb3_dapo.zoo.runs import no_frameskip_id
 
 # Arguments that the Zoo gives to every algorithm itself
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
 # Arguments that may be scheduled. The Zoo alone would pass the last one's text on as it is.
 SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf", "divergence_coef")
-# The Zoo's: `enjoy --load-checkpoint` looks for files of this name
-CHECKPOINT_PREFIX = "rl_model"
 # Arguments of AtariWrapper, and of the environment, that AtariVecEnv has too
 NATIVE_WRAPPER_KWARGS = {"noop_max", "frame_skip", "screen_size", "terminal_on_life_loss", "clip_reward"}
 NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
 
 # File in the folder of a run that says where its TensorBoard log is, as the Zoo numbers the two independently
 TENSORBOARD_FILE = "tensorboard.txt"
+# File there with the training episodes
+EPISODES_FILE = "episodes.csv"
 
 
-def latest_run(log_path: str, env_name: str) -> Path:
+def read_tensorboard_path(run_path: str | Path) -> str:
     """
-    :param log_path: folder of an algorithm's runs
-    :param env_name: environment
-    :return: folder of its latest run
-    :raises ValueError: if there is none
+    :param run_path: folder of a run
+    :return: folder of its TensorBoard log
     """
-    run_id = get_latest_run_id(log_path, env_name)
-    if run_id == 0:
-        raise ValueError(f"there is no run of {env_name} in {log_path}")
-    return Path(log_path, f"{env_name}_{run_id}")
+    return os.path.normpath(Path(run_path, Path(run_path, TENSORBOARD_FILE).read_text().strip()))
 
 
 def conf_file(algo: str) -> str | None:
@@ -111,9 +113,54 @@ def atari_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any] | None:
     return kwargs if wrapper == f"{AtariWrapper.__module__}.{AtariWrapper.__name__}" else None
 
 
+def checkpoint_steps(checkpoint: Path) -> int:
+    """
+    :param checkpoint: a checkpoint of a run
+    :return: steps at which it was written
+    """
+    return int(checkpoint.stem.split("_")[-2])
+
+
+def keep_monitor_files(run_path: Path, steps: int) -> None:
+    """
+    Rename the files of `Monitor`, so that new ones can be written.
+
+    :param run_path: folder of a run
+    :param steps: steps of the checkpoint that the run is resumed from
+    """
+    number = len({path.name.split("_")[1] for path in run_path.glob("before_*.monitor.csv")}) + 1
+    for path in run_path.glob("[0-9]*.monitor.csv"):
+        path.rename(path.with_name(f"before_{number}_{CHECKPOINT_PREFIX}_{steps}_steps_{path.name}"))
+
+
+class EpisodeLog(BaseCallback):
+    """
+    Writes down when each training episode ended, which `Monitor` does not know: it counts frames, and the steps of
+    whole episodes only. Of a resumed run, what came after the checkpoint is taken out.
+
+    :param run_path: folder of the run
+    """
+
+    def __init__(self, run_path: str) -> None:
+        super().__init__()
+        self.path = Path(run_path, EPISODES_FILE)
+
+    def _on_training_start(self) -> None:
+        header, *rows = self.path.read_text().splitlines() if self.path.is_file() else ["timesteps,score,length"]
+        kept = [row for row in rows if int(row.split(",")[0]) <= self.model.num_timesteps]
+        self.path.write_text("\n".join([header, *kept, ""]))
+
+    def _on_step(self) -> bool:
+        episodes = [info["episode"] for info in self.locals.get("infos", ()) if "episode" in info]
+        if episodes:
+            with self.path.open("a") as file:
+                file.writelines(f"{self.num_timesteps},{episode['r']},{episode['l']}\n" for episode in episodes)
+        return True
+
+
 class TensorBoardFolder(BaseCallback):
     """
-    Writes down which TensorBoard log belongs to a run.
+    Writes down which TensorBoard log belongs to a run, and in a resumed run's what is no longer true.
 
     :param run_path: folder of the run
     """
@@ -126,6 +173,12 @@ class TensorBoardFolder(BaseCallback):
         # Relative to the run, so that the folder of all logs may be moved
         path = os.path.relpath(str(self.logger.dir), self.run_path)
         Path(self.run_path, TENSORBOARD_FILE).write_text(f"{path}\n")
+        if self.model.num_timesteps > 0:
+            # TensorBoard then leaves out what was logged after the checkpoint, before the run was interrupted
+            start = Event(session_log=SessionLog(status=SessionLog.START))
+            for output in self.logger.output_formats:
+                if isinstance(output, TensorBoardOutputFormat):
+                    output.writer._get_file_writer().add_event(start, self.model.num_timesteps + 1)
 
     def _on_step(self) -> bool:
         return True
@@ -150,6 +203,9 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             zoo_kwargs["vec_env_type"] = "dummy"
         super().__init__(args, algo, *zoo_args, **zoo_kwargs)
         self.native_kwargs: dict[str, Any] | None = None  # arguments of AtariVecEnv, if it is used
+        self.is_new_folder = False
+        if self.trial_id is not None:
+            self.trial_id = str(self.trial_id)  # type: ignore[assignment]  # the Zoo takes trial 0 for none
         self.checkpoint = self._find_checkpoint() if getattr(args, "resume", False) else None
         own_file = conf_file(algo)
         self.is_own_algo = own_file is not None
@@ -163,15 +219,69 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         :return: the newest checkpoint there
         :raises ValueError: if there is none
         """
-        self.save_path = str(latest_run(self.log_path, self.env_name))
+        self.save_path = str(find_checkpoints(Path(self.log_path), self.env_name))
         self.params_path = f"{self.save_path}/{self.env_name}"
         checkpoint = latest_checkpoint(self.save_path, CHECKPOINT_PREFIX)
         if checkpoint is None:
-            raise ValueError(
-                f"`--resume` needs a run with checkpoints (--save-freq), there are none in {self.save_path}"
-            )
+            raise ValueError(f"`--resume` needs a checkpoint that is not damaged, there is none in {self.save_path}")
         self.continue_training = True
         return checkpoint
+
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """
+        :return: model to train and its hyperparameters, None if hyperparameters shall be searched
+        """
+        try:
+            experiment = super().setup_experiment()
+        except BaseException:
+            self._discard_folder()
+            raise
+        if experiment is None:
+            self._discard_folder()
+        return experiment
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        :return: hyperparameters, and a copy to save
+        """
+        try:
+            return super().read_hyperparameters()
+        except (FileNotFoundError, ModuleNotFoundError, yaml.YAMLError) as error:
+            raise ValueError(
+                f"`--conf-file` must be a YAML or Python file or a module, got {self.config}: {error}"
+            ) from error
+        except KeyError as error:
+            raise ValueError(f"{self.config} has no entry {error}, which {self.env_name.gym_id} needs") from error
+
+    def load_trial(
+        self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True
+    ) -> dict[str, Any]:
+        """
+        :param storage: as in the Zoo, like the other arguments
+        :param study_name: name of the study
+        :param trial_id: number of the trial
+        :param convert: whether arguments of the algorithm are wanted
+        :return: hyperparameters of a trial
+        """
+        try:
+            return super().load_trial(storage, study_name, None if trial_id is None else int(trial_id), convert)
+        except KeyError as error:
+            raise ValueError(f"`--study-name` must be one of {storage}, got {study_name!r}") from error
+        except IndexError as error:
+            raise ValueError(f"`--trial-id` must be that of a trial of {study_name}, got {trial_id}") from error
+
+    def create_log_folder(self) -> None:
+        """Create the folder of the run, unless it is resumed. Here the Zoo knows the number of steps."""
+        if self.checkpoint is not None and checkpoint_steps(self.checkpoint) >= self.n_timesteps:
+            print(f"{self.save_path} is already at {checkpoint_steps(self.checkpoint)} timesteps: give -n for more")
+            sys.exit()
+        self.is_new_folder = not Path(self.save_path).exists()
+        super().create_log_folder()  # type: ignore[no-untyped-call]
+
+    def _discard_folder(self) -> None:
+        """Remove the folder of a run that has not begun, which would be taken for the latest."""
+        if self.is_new_folder:
+            shutil.rmtree(self.save_path, ignore_errors=True)
 
     def create_callbacks(self) -> None:
         """
@@ -188,6 +298,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                     save_freq, self.save_path, keep_last=None, name_prefix=CHECKPOINT_PREFIX, reset_envs=None
                 )
             )
+        self.callbacks.append(EpisodeLog(self.save_path))
         if self.tensorboard_log is not None:
             self.callbacks.append(TensorBoardFolder(self.save_path))
             if self.is_own_algo:
@@ -197,18 +308,30 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.checkpoint is None:
             return super()._load_pretrained_agent(hyperparams, env)
         print(f"Resuming from {self.checkpoint}")
-        return DAPO.load_checkpoint(self.checkpoint, env, self.device, tensorboard_log=self.tensorboard_log)
+        model = DAPO.load_checkpoint(
+            self.checkpoint, env, self.device, tensorboard_log=self.tensorboard_log, verbose=self.verbose
+        )
+        if self.tensorboard_log is not None and Path(self.save_path, TENSORBOARD_FILE).is_file():
+            # SB3 would take the environment's latest log, which may be that of another run
+            folder = read_tensorboard_path(self.save_path)
+            if Path(folder).resolve().parent == Path(self.tensorboard_log).resolve():
+                model.set_logger(configure(folder, ["stdout", "tensorboard"] if model.verbose else ["tensorboard"]))
+        return model
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
         :param model: a new model, or one to resume, which is trained to the same total
         """
-        if self.checkpoint is None:
-            super().learn(model)
-        else:
+        trained: Any = model
+        if self.checkpoint is not None:
             # What the Zoo asks of a model here
-            resumed = SimpleNamespace(learn=partial(learn_until, model), env=model.env)
-            super().learn(resumed)  # type: ignore[arg-type]
+            trained = SimpleNamespace(learn=partial(learn_until, model), env=model.env)
+        try:
+            super().learn(trained)
+        except BaseException:
+            if model.num_timesteps == 0:
+                self._discard_folder()
+            raise
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[
         dict[str, Any],
@@ -216,6 +339,9 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         list[BaseCallback],
         Callable[..., Any] | None,
     ]:
+        n_envs = hyperparams.get("n_envs", 1)
+        if not isinstance(n_envs, int) or n_envs < 1:
+            raise ValueError(f"`n_envs` must be an integer of at least 1, got {n_envs!r}")
         native_kwargs = atari_wrapper_kwargs(hyperparams)
         schedules = {}
         if self.is_own_algo:
@@ -227,9 +353,23 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         hyperparams, env_wrapper, callbacks, vec_env_wrapper = super()._preprocess_hyperparams(hyperparams)
         if self.is_own_algo:
             check_keywords(ALGOS[self.algo], set(hyperparams), source=f"{self.config} or --hyperparams")
+        if self._is_atari and native_kwargs is not None:
+            self._warn_of_two_frame_skips()
         if self.vec_env_type in ("native", "auto"):
             self._choose_native(native_kwargs if vec_env_wrapper is None else None)
         return {**hyperparams, **schedules}, env_wrapper, callbacks, vec_env_wrapper
+
+    def _warn_of_two_frame_skips(self) -> None:
+        """Tell of a game that skips frames, and may repeat actions by chance, when AtariWrapper skips frames too."""
+        env_id = self.env_name.gym_id
+        kwargs = {"frameskip": 1, "repeat_action_probability": 0.0, **gym.spec(env_id).kwargs, **self.env_kwargs}
+        if kwargs["frameskip"] != 1:
+            print(
+                f"Warning: {env_id} skips frames itself (frameskip={kwargs['frameskip']}, repeat_action_probability="
+                f"{kwargs['repeat_action_probability']}) and AtariWrapper skips frames again. The hyperparameters are "
+                f"made for {no_frameskip_id(env_id) or 'NoFrameskip-v4 games'}",
+                file=sys.stderr,
+            )
 
     def _choose_native(self, wrapper_kwargs: dict[str, Any] | None) -> None:
         """
@@ -261,8 +401,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         """
         if self.checkpoint is not None and not eval_env and not no_log:
             # Otherwise new ones would take their place
-            for path in Path(self.save_path).glob("[0-9]*.monitor.csv"):
-                path.rename(path.with_name(f"before_{self.checkpoint.stem}_{path.name}"))
+            keep_monitor_files(Path(self.save_path), checkpoint_steps(self.checkpoint))
         if self.native_kwargs is None:
             return super().create_envs(n_envs, eval_env, no_log)
         from sb3_dapo.atari_vec_env import AtariVecEnv

@@ -19,10 +19,11 @@ import numpy as np
 import torch as th
 import yaml
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_sb3 import EnvironmentName, ModelName, ModelRepoId
 from huggingface_sb3.load_from_hub import strtobool
-from rl_zoo3.utils import ALGOS, StoreDict, get_model_path, get_saved_hyperparams
+from requests import RequestException
+from rl_zoo3.utils import ALGOS, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
@@ -44,6 +45,7 @@ from sb3_dapo.hub import (
 from sb3_dapo.model_card import Evaluation, model_card, python_section
 from sb3_dapo.zoo.evaluation import learning_curve, make_env, positive, random_scores
 from sb3_dapo.zoo.exp_manager import ExperimentManager, atari_wrapper_kwargs
+from sb3_dapo.zoo.parsers import Assignments, RunParser
 
 # The module: as an attribute of the package, the name is that of a function
 HF_SB3 = import_module("huggingface_sb3.push_to_hub")
@@ -53,6 +55,8 @@ A score is that of a whole game, in the environment's own rewards: `Monitor` cou
 are neither clipped nor normalized, and where losing a life ends nothing. The games were played with seed {seed} in
 {n_envs} environment{s}."""
 
+# Of Python, of requests, and of the library that the client uses instead, whose name depends on the client's version
+UNREACHABLE: tuple[type[Exception], ...] = (ConnectionError, RequestException, HfHubHTTPError.__bases__[0])
 LOG_IN = "Log in with `hf auth login`, or put a token that may write into HF_TOKEN."
 
 
@@ -80,11 +84,11 @@ class Uploader(HfApi):
         return upload(HfApi(), repo_id, folder_path, commit_message)
 
 
-def push_parser() -> argparse.ArgumentParser:
+def push_parser() -> RunParser:
     """
     :return: parser of `push-to-hub`, with the Zoo's options and some more
     """
-    parser = argparse.ArgumentParser(
+    parser = RunParser(
         description="Play whole games with a trained agent, record it, and upload it to the Hugging Face Hub with a "
         f"model card. {LOG_IN}"
     )
@@ -106,7 +110,7 @@ def push_parser() -> argparse.ArgumentParser:
     parser.add_argument("--stochastic", help="draw actions (default: on Atari and MiniGrid)", action="store_true")
     parser.add_argument("-n", "--n-timesteps", help="length of the video (default: 1000)", type=positive, default=1000)
     parser.add_argument("--no-render", help="make no video", action="store_true")
-    parser.add_argument("--env-kwargs", help="arguments for the environment", nargs="+", action=StoreDict)
+    parser.add_argument("--env-kwargs", help="arguments for the environment", nargs="+", action=Assignments)
     parser.add_argument("--gym-packages", help="packages that register environments", nargs="+", default=[])
     parser.add_argument("--device", help="PyTorch device (default: auto)", default="auto")
     parser.add_argument("--num-threads", help="threads for PyTorch (default: -1: its own choice)", type=int, default=-1)
@@ -151,8 +155,6 @@ def read_run(env: EnvironmentName, algo: str, folder: Path) -> Run:
 def push_to_hub() -> None:
     """The command `sb3-dapo push-to-hub`."""
     args = push_parser().parse_args()
-    for package in args.gym_packages:
-        import_module(package)
     if args.num_threads > 0:
         th.set_num_threads(args.num_threads)
     env_id = args.env.gym_id
@@ -207,6 +209,8 @@ def push_to_hub() -> None:
             )
     except HfHubHTTPError as error:
         sys.exit(f"\nThe Hub refused {repo_id}: {error}\n\n{LOG_IN}")
+    except UNREACHABLE as error:
+        sys.exit(f"\n{repo_id} was not uploaded, as the Hub cannot be reached: {error}")
 
 
 @contextmanager
@@ -434,6 +438,8 @@ def load_from_hub() -> None:
                 args.algo, args.env, args.exp_id, args.folder, args.organization, args.repo_name, args.force
             )
         print(f"Watch it play: sb3-dapo enjoy --algo {args.algo} --env {args.env.gym_id} -f {args.folder}")
+    except LocalEntryNotFoundError as error:  # what comes of no connection
+        sys.exit(f"\n{repo_id} was not downloaded, as the Hub cannot be reached: {error}")
     except EntryNotFoundError as error:
         sys.exit(
             f"\n{repo_id} is not a whole agent of RL Zoo: {error}\n\nIf it was uploaded from Python, "
@@ -441,3 +447,5 @@ def load_from_hub() -> None:
         )
     except HfHubHTTPError as error:
         sys.exit(f"\nThe Hub did not give {repo_id}: {error}")
+    except UNREACHABLE as error:
+        sys.exit(f"\n{repo_id} was not downloaded, as the Hub cannot be reached: {error}")

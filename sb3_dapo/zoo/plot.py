@@ -1,7 +1,7 @@
 """The command `sb3-dapo plot`: how a run went, in one figure."""
 
 import argparse
-import os
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from huggingface_sb3 import EnvironmentName
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rl_zoo3.utils import ALGOS, get_latest_run_id, get_saved_hyperparams
+from pandas import read_csv  # type: ignore[import-untyped]
+from rl_zoo3.utils import ALGOS, get_saved_hyperparams
 from stable_baselines3.common.monitor import get_monitor_files
 from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, ts2xy, window_func
 
 from sb3_dapo.panels import PANELS
-from sb3_dapo.zoo.exp_manager import TENSORBOARD_FILE
+from sb3_dapo.zoo.exp_manager import EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path
+from sb3_dapo.zoo.runs import find_run
 
 # An estimate of more points is drawn faintly, with the moving average over its 50th part on top
 MAX_POINTS = 200
@@ -49,10 +51,14 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
 
 def read_episodes(run_path: Path, frame_skip: int) -> Curve:
     """
-    :param run_path: folder with the files of `Monitor`
+    :param run_path: folder of a run
     :param frame_skip: frames per step of the agent, as `Monitor` counts frames
     :return: steps so far at the end of each training episode, and its score
     """
+    if (run_path / EPISODES_FILE).is_file():
+        episodes = read_csv(run_path / EPISODES_FILE)
+        return episodes["timesteps"].to_numpy(float), episodes["score"].to_numpy(float)
+    # It was trained by something else than `sb3-dapo train`
     if not get_monitor_files(str(run_path)):
         return np.zeros(0), np.zeros(0)
     frames, scores = ts2xy(load_results(str(run_path)), X_TIMESTEPS)
@@ -161,18 +167,14 @@ def plot() -> None:
     parser.add_argument("-o", "--output", help="PNG file to write (default: panels.png in the folder of the run)")
     args = parser.parse_args()
 
-    algo_path = Path(args.folder, args.algo)
-    exp_id = args.exp_id or get_latest_run_id(str(algo_path), args.env)
-    run_path = algo_path if exp_id < 0 else algo_path / f"{args.env}_{exp_id}"
-    if not run_path.is_dir():
-        parser.error(f"there is no run in {run_path}")
-    tensorboard_file = run_path / TENSORBOARD_FILE
-    if args.tensorboard is None and not tensorboard_file.is_file():
-        parser.error(f"{run_path} has no TensorBoard log: train without -tb '', or name its folder with -tb")
-    tensorboard_path = Path(args.tensorboard or os.path.normpath(run_path / tensorboard_file.read_text().strip()))
+    needed = TENSORBOARD_FILE if args.tensorboard is None else f"{args.env}"
+    hint = "it says where the TensorBoard log is. Train without -tb '', or name the log's folder with -tb"
+    run_path = find_run(Path(args.folder, args.algo), args.env, args.exp_id, needed, hint)
+    tensorboard_path = Path(args.tensorboard or read_tensorboard_path(run_path))
     if not list(tensorboard_path.glob("*tfevents*")):
-        parser.error(f"there are no event files of TensorBoard in {tensorboard_path}")
+        raise ValueError(f"there are no event files of TensorBoard in {tensorboard_path}: name their folder with -tb")
 
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells what it leaves out of a resumed run
     hyperparams, _ = get_saved_hyperparams(str(run_path / args.env))
     title = f"{args.algo.upper()} on {args.env.gym_id} ({run_path})"
     output = Path(args.output or run_path / "panels.png")

@@ -1,8 +1,10 @@
 """RL Zoo's plots, for machines without a display too, and for scores that the Zoo cannot normalize."""
 
+import argparse
+import glob
+import pickle
 import sys
 import warnings
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -12,12 +14,16 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import numpy.typing as npt
+import pytablewriter
 import rl_zoo3.plots
+from huggingface_sb3 import EnvironmentName
 from matplotlib import pyplot as plt
 from matplotlib.backend_bases import FigureManagerBase
 from matplotlib.backends.registry import BackendFilter, backend_registry
 
 from sb3_dapo.zoo.cli import LOG_FOLDER, replaced_parser
+from sb3_dapo.zoo.parsers import Parser
 
 FOLDER = Path(LOG_FOLDER, "plots")
 N_THRESHOLDS = 200
@@ -43,21 +49,141 @@ def set_label(manager: FigureManagerBase, title: str) -> None:
     manager.canvas.figure.set_label(title.rpartition(" - ")[2])
 
 
-def parser(description: str) -> ArgumentParser:
+class PlotParser(Parser):
     """
+    Arguments of a command of the Zoo that plots.
+
     :param description: what the Zoo gives as the name of the program
-    :return: parser of a command
     """
-    return ArgumentParser(prog=sys.argv[0], description=description)
+
+    def __init__(self, description: str) -> None:
+        super().__init__(prog=sys.argv[0], description=description)
+
+    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
+        if {"-i", "-e"} & set(names):  # the Zoo fails without them
+            kwargs["required"] = True
+        return super().add_argument(*names, **kwargs)
 
 
-def run(plot: Callable[[], None]) -> None:
+class AllPlotsParser(PlotParser):
+    """Arguments of the Zoo's `all_plots`. Says which runs they choose, and refuses environments that have none."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed = super().parse_args(args, namespace)
+        parsed.env = [EnvironmentName(env) for env in parsed.env]  # as folders are named
+        folders = [Path(folder, algo.lower()) for algo in parsed.algos for folder in parsed.exp_folders]
+        for env in parsed.env:
+            n_used = [tell_runs(folder, env, parsed.min_timesteps, parsed.max_timesteps) for folder in folders]
+            if not any(n_used):
+                searched = ", ".join(map(str, folders))
+                raise ValueError(f"there is no run of {env} with two or more evaluations (--eval-freq) in {searched}")
+        return parsed
+
+
+def tell_runs(folder: Path, env: str, min_timesteps: int, max_timesteps: int) -> int:
+    """
+    Print which runs the Zoo uses, and why it drops the others, of which it says nothing.
+
+    :param folder: folder of an algorithm's runs
+    :param env: part of their names
+    :param min_timesteps: runs with fewer steps do not decide how many evaluations are used, unless it is negative
+    :param max_timesteps: later evaluations are left out
+    :return: how many it uses
+    :raises ValueError: if the Zoo cannot use them together
+    """
+    dropped: dict[str, str] = {}
+    evaluated: dict[str, npt.NDArray[np.int64]] = {}  # steps of its evaluations
+    n_episodes: dict[str, int] = {}  # in each of them
+    for path in sorted(folder.glob(f"*{glob.escape(env)}*")):
+        file = path / "evaluations.npz"
+        log: Any = np.load(file) if file.is_file() else {"timesteps": np.zeros(0, np.int64)}
+        steps = log["timesteps"]
+        if len(steps) > 1:
+            evaluated[path.name] = steps
+            n_episodes[path.name] = log["results"].shape[1]
+        elif path.is_dir():
+            dropped[path.name] = "one evaluation only" if len(steps) == 1 else "no evaluations"
+
+    complete = [steps for steps in evaluated.values() if 0 < min_timesteps <= steps[-1]]
+    measure = min(complete, key=len) if complete else max(evaluated.values(), key=len, default=np.zeros(0))
+    n_needed = int((measure <= max_timesteps).sum())
+    for name, steps in evaluated.items():
+        if len(steps) < n_needed:
+            dropped[name] = f"{len(steps)} evaluations, to step {steps[-1]:,}, where {n_needed} are needed"
+    used = [name for name in evaluated if name not in dropped]
+    print(f"{folder}, {env}: using {', '.join(used) or 'no runs'}")
+    for name, reason in dropped.items():
+        print(f"{folder}, {env}: dropping {name}, which has {reason}")
+    kinds = {n_episodes[name] for name in used}
+    if len(kinds) > 1 or (len(used) == 1 and kinds == {1}):
+        counts = ", ".join(f"{name} has {n_episodes[name]}" for name in used)
+        raise ValueError(
+            f"runs must have the same number of episodes in evaluations (--eval-episodes), a single run two or more, "
+            f"but {counts}: move some out of {folder}"
+        )
+    return len(used)
+
+
+class PlotFromFileParser(PlotParser):
+    """Arguments of the Zoo's `plot_from_file`. Refuses results that it cannot draw."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed = super().parse_args(args, namespace)
+        path = Path(parsed.input if parsed.input.endswith(".pkl") else f"{parsed.input}.pkl")
+        if not path.is_file():
+            raise ValueError(f"-i must be a file that all-plots has saved with -o, there is no {path}")
+        results = pickle.loads(path.read_bytes())
+        del results["results_table"]
+        for file in parsed.merge:
+            for env, others in pickle.loads(Path(file).read_bytes()).items():
+                results.get(env, {}).update(others)
+        check_results(results, parsed)
+        return parsed
+
+
+def check_results(results: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
+    """
+    :param results: of environments and of algorithms
+    :param args: arguments of the Zoo's `plot_from_file`
+    :raises ValueError: if it would fail on them, or if they choose none
+    """
+    first = next(iter(results.values()), {})
+    keys = [key for key in first if key not in args.skip_keys and key in (args.keep_keys or first)]
+    envs = [env for env in results if env not in args.skip_envs and env in (args.keep_envs or results)]
+    if not keys or not envs:
+        raise ValueError(f"nothing is left to draw of {', '.join(results)} with {', '.join(first) or 'no results'}")
+    if args.labels is not None and len(args.labels) != len(keys):
+        raise ValueError(f"-l must be {len(keys)} labels, one each for {', '.join(keys)}, got {len(args.labels)}")
+    for key in keys:
+        for env in envs:
+            if key not in results[env]:
+                raise ValueError(f"there are no results of {key} on {env}: --skip-keys and --skip-envs leave some out")
+            if np.ndim(results[env][key]["last_evals"]) == 0:
+                raise ValueError(
+                    f"{key} has one run on {env}, or one episode in each evaluation: two are needed at least. Train "
+                    "with other seeds (--seed) or more episodes (--eval-episodes), or leave it out (--skip-keys)"
+                )
+
+
+class TableWriter(pytablewriter.MarkdownTableWriter):
+    """A table without scores of what was not run, for which the Zoo writes 0."""
+
+    def write_table(self, **kwargs: Any) -> None:
+        """
+        :param kwargs: as in pytablewriter
+        """
+        self.value_matrix = [["-" if cell == "0.0 +/- 0.0" else cell for cell in row] for row in self.value_matrix]
+        super().write_table(**kwargs)
+
+
+def run(plot: Callable[[], None], parser: type[PlotParser] = PlotParser) -> None:
     """
     Where there is no display, what would be shown in windows is written to PNG files.
 
     :param plot: a function of the Zoo that parses `sys.argv` and shows figures
+    :param parser: parser of its arguments
     """
-    with replaced_parser(plot, parser):
+    with replaced_parser(plot, parser), mock.patch.object(pytablewriter, "MarkdownTableWriter", TableWriter):
         if plt.get_backend() in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
             plot()
         else:
@@ -75,7 +201,7 @@ def plot_train() -> None:
 
 def all_plots() -> None:
     """The Zoo's `all_plots`."""
-    run(rl_zoo3.plots.all_plots)
+    run(rl_zoo3.plots.all_plots, AllPlotsParser)
 
 
 def plot_from_file() -> None:
@@ -87,7 +213,7 @@ def plot_from_file() -> None:
         return title("Last evaluation" if label == "PyBullet envs" else label, **kwargs)
 
     with mock.patch.object(plt, "title", true_title), raw_scores():
-        run(rl_zoo3.plots.plot_from_file)
+        run(rl_zoo3.plots.plot_from_file, PlotFromFileParser)
 
 
 @contextmanager
