@@ -154,7 +154,7 @@ kept in the folder 'logs'.
 examples:
   sb3-dapo train --env CartPole-v1 --progress
   sb3-dapo enjoy --env CartPole-v1
-  sb3-dapo train --env BreakoutNoFrameskip-v4 -n 500000 --hyperparams divergence_coef:0.1 n_rollouts:4
+  sb3-dapo train --env BreakoutNoFrameskip-v4 -n 500000 --hyperparams divergence_coef:0.1 n_rollouts:2
   sb3-dapo train --env BreakoutNoFrameskip-v4 --algo ppo
 """,
         formatter_class=argparse.RawDescriptionHelpFormatter,
