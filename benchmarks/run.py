@@ -254,6 +254,8 @@ def main() -> None:
     n_failed = 0
     for i, (task, rows) in enumerate(run_all(tasks, args.jobs), start=1):
         progress = f"[{i}/{len(wanted)}, {(time.monotonic() - start) / 60:.1f} min]"
+        if rows is None and target is not None and is_done(results, task.run):
+            rows = []  # the process that was at work on it had just removed the folder
         if rows is None:
             n_failed += 1
             last_lines = task.log.read_text().strip().splitlines()[-3:]
