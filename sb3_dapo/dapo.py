@@ -19,14 +19,7 @@ from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
-from sb3_dapo.arguments import (
-    SCHEDULED,
-    check,
-    check_arguments,
-    check_int,
-    check_number,
-    warn_of_settings,
-)
+from sb3_dapo.arguments import SCHEDULED, check, check_arguments, check_int, check_number, warn_of_settings
 from sb3_dapo.buffers import RolloutRing, RolloutRingSamples, StepRecorder
 from sb3_dapo.checkpoint import Resumption, RolloutStart, collecting, load_checkpoint, save_checkpoint
 from sb3_dapo.controllers import Controller

@@ -24,9 +24,10 @@ from stable_baselines3 import PPO
 
 import sb3_dapo.zoo
 from sb3_dapo import DAPO, AdaptiveController, DualController
+from sb3_dapo.arguments import SCHEDULED
 from sb3_dapo.zoo.cli import COMMANDS, main
 from sb3_dapo.zoo.evaluation import RandomPolicy, evaluate, make_env, random_scores, read_hyperparameters
-from sb3_dapo.zoo.exp_manager import SCHEDULED, ExperimentManager, conf_file, parse_schedule
+from sb3_dapo.zoo.exp_manager import ExperimentManager, conf_file, parse_schedule
 
 CONF_FILE = Path(__file__).parent.parent / "hyperparams" / "dapo.yml"
 HYPERPARAMS = yaml.safe_load(CONF_FILE.read_text())

@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sb3_dapo import DAPO
+from sb3_dapo.arguments import SCHEDULED
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
@@ -33,8 +34,6 @@ from sb3_dapo.zoo.runs import no_frameskip_id
 
 # Arguments that the Zoo gives to every algorithm itself
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
-# Arguments that may be scheduled. The Zoo alone would pass the last one's text on as it is.
-SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf", "divergence_coef")
 # Arguments of AtariWrapper, and of the environment, that AtariVecEnv has too
 NATIVE_WRAPPER_KWARGS = {"noop_max", "frame_skip", "screen_size", "terminal_on_life_loss", "clip_reward"}
 NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
@@ -345,6 +344,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         native_kwargs = atari_wrapper_kwargs(hyperparams)
         schedules = {}
         if self.is_own_algo:
+            # The Zoo alone would pass the text of the divergence's coefficient on as it is
             schedules = {
                 name: parse_schedule(name, hyperparams[name])
                 for name in SCHEDULED

@@ -19,6 +19,7 @@ class Assignments(StoreDict):
     """The Zoo's `name:value`, with the value in Python, and a message that says so."""
 
     def __call__(self, parser: ArgumentParser, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given: dict[str, Any] = {}
         for text in values:
             try:
                 super().__call__(parser, namespace, [text], option_string)  # type: ignore[no-untyped-call]
@@ -28,7 +29,8 @@ class Assignments(StoreDict):
                 raise argparse.ArgumentError(
                     self, f'{text!r} must be name:value, with text in quotes: did you mean "{expected}"? ({error})'
                 ) from error
-        super().__call__(parser, namespace, values, option_string)  # type: ignore[no-untyped-call]
+            given.update(getattr(namespace, self.dest))
+        setattr(namespace, self.dest, given)
 
 
 class Parser(ArgumentParser):
