@@ -1,5 +1,6 @@
 """What the arguments of DAPO may be."""
 
+import inspect
 import warnings
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,27 @@ if TYPE_CHECKING:
 
 # Arguments that may be schedules
 SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf", "divergence_coef")
+
+
+def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
+    """
+    The arguments of a class, joined over its hierarchy: an ``__init__`` with ``**kwargs`` hands on to the next class
+    those that it does not name.
+
+    :param cls: class
+    :return: its arguments by name, with evaluated annotations, without ``self``, ``*args`` and ``**kwargs``
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        _, *parameters = inspect.signature(vars(base)["__init__"], eval_str=True).parameters.values()
+        kinds = {parameter.kind for parameter in parameters}
+        variable = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+        found = {parameter.name: parameter for parameter in parameters if parameter.kind not in variable} | found
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    return found
 
 
 def check_arguments(model: "DAPO") -> None:
