@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from sb3_dapo.arguments import SCHEDULED, check, check_arguments, check_int, check_number, warn_of_settings
 from sb3_dapo.buffers import RolloutRing, RolloutRingSamples, StepRecorder
-from sb3_dapo.checkpoint import Resumption, RolloutStart, collecting, load_checkpoint, save_checkpoint
+from sb3_dapo.checkpoint.checkpoints import Checkpoints
 from sb3_dapo.controllers import Controller
 from sb3_dapo.divergences import Divergence, get_divergence
 from sb3_dapo.estimators import MAX_LOG_RATIO, importance_ratios
@@ -52,7 +52,7 @@ LOGGED_MEANS = (
 )
 
 
-class DAPO(PPO):
+class DAPO(Checkpoints, PPO):
     """
     Divergence-Augmented Policy Optimization (DAPO).
 
@@ -143,8 +143,6 @@ class DAPO(PPO):
     rollout_buffer: RolloutRing
     divergence: Divergence
     normalize_advantage: bool | Literal["rms"]  # type: ignore[assignment]
-    _rollout_start: RolloutStart | None = None
-    _resumption: Resumption | None = None
     _parameters_replaced = False  # since the last update, by others than the optimizer
 
     def __init__(
@@ -304,7 +302,7 @@ class DAPO(PPO):
             self._tried_to_compile = True
             self._compile()
         try:
-            with collecting(self, callback), stepping as recorder:
+            with self._collecting(callback), stepping as recorder:
                 return super().collect_rollouts(recorder, callback, rollout_buffer, n_rollout_steps)
         except (ValueError, RuntimeError):
             # Distributions refuse what a policy makes of NaN (sampling does where their checks are off, which
@@ -335,7 +333,7 @@ class DAPO(PPO):
         """Update the policy from the kept rollouts."""
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
-        set_fast(self.policy, self._is_fast())
+        self._set_form()
         self._scheduled("lr_schedule", "learning_rate")
         self._update_learning_rate(self.policy.optimizer)
         clip_range = self._scheduled("clip_range")
@@ -521,6 +519,9 @@ class DAPO(PPO):
         # A single rollout has just been collected by this very policy
         return self.rollout_buffer.n_kept > 1 and (measures or self._parameters_replaced)
 
+    def _set_form(self) -> None:
+        set_fast(self.policy, self._is_fast())
+
     def _is_fast(self) -> bool:
         if self.fast is not None:
             return self.fast
@@ -612,39 +613,6 @@ class DAPO(PPO):
         # What the ring knows is what the parameters before said. It is empty while a model is loaded
         if self.rollout_buffer.n_kept > 0:
             self._parameters_replaced = True
-
-    def save_checkpoint(self, path: str | Path, reset_envs: bool = False) -> None:
-        """
-        Write all that training needs to go on exactly: see :func:`~sb3_dapo.checkpoint.save_checkpoint`.
-
-        :param path: the file, with or without ``.zip``; ``load`` reads it too
-        :param reset_envs: start new episodes in all environments, here and on resume
-        :raises ValueError: if called in the middle of a rollout
-        """
-        save_checkpoint(self, path, reset_envs)
-
-    @classmethod
-    def load_checkpoint(
-        cls: type[SelfDAPO],
-        path: str | Path,
-        env: GymEnv,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> SelfDAPO:
-        """
-        Load a checkpoint to go on training with ``learn(..., reset_num_timesteps=False)``, or with
-        :func:`~sb3_dapo.checkpoint.learn_until`: see :func:`~sb3_dapo.checkpoint.load_checkpoint`.
-
-        :param path: the file, with or without ``.zip``
-        :param env: new environments, made like those of the run
-        :param device: PyTorch device
-        :param custom_objects: as in ``load``
-        :param kwargs: attributes to change, as in ``load``
-        :return: the model
-        :raises ValueError: if the file is damaged, is no checkpoint, or does not fit ``env``
-        """
-        return load_checkpoint(cls, path, env, device, custom_objects, **kwargs)
 
     def export(self, path: str | Path) -> None:
         """
@@ -765,8 +733,6 @@ class DAPO(PPO):
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
-            "_rollout_start",
-            "_resumption",
             "_tried_to_compile",
             "_compiled_evaluate",
         ]
