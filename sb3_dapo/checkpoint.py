@@ -22,7 +22,6 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dapo.env_state import EnvState, NotRestorableError, get_env_state, set_env_state
-from sb3_dapo.policies import set_fast
 
 if TYPE_CHECKING:
     from sb3_dapo.dapo import DAPO
@@ -263,7 +262,7 @@ def load_checkpoint(
     model.rollout_buffer.load_state_dict(training["ring"])
     if training["has_trained"]:
         # As the last update did: the next rollout must be collected in the same form
-        set_fast(model.policy, model._is_fast())
+        model._set_form()
     assert model.env is not None
     # Pickling loses the order of axes in memory, by which PyTorch chooses between convolutions that round differently
     model._last_obs = _map_observations(_with_strides, model._last_obs, training["strides"])

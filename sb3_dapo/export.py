@@ -56,7 +56,7 @@ from sb3_dapo.description import (
     refusing,
     short,
 )
-from sb3_dapo.policies import set_fast
+from sb3_dapo.fast import set_fast
 
 if TYPE_CHECKING:
     from sb3_dapo.dapo import DAPO
