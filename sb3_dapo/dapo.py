@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dapo.acting import ActingPolicy, OverlappingPolicy, RecordingCallback, RolloutSource, check_overlap
 from sb3_dapo.arguments import RANGES, SCHEDULED, Range, arguments_of, check, check_arguments, check_number
 from sb3_dapo.buffers import RolloutRing, RolloutRingSamples
-from sb3_dapo.checkpoint import Resumption, RolloutStart, collecting, load_checkpoint, save_checkpoint
+from sb3_dapo.checkpoint.checkpoints import Checkpoints
 from sb3_dapo.controllers import Controller
 from sb3_dapo.divergences import Divergence, get_divergence
 from sb3_dapo.export import export_model, load_model
@@ -39,7 +39,7 @@ SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
 FIXED = ("policy_class", "policy_kwargs", "use_sde", "rollout_buffer_class", "rollout_buffer_kwargs")
 
 
-class DAPO(PPO):
+class DAPO(Checkpoints, PPO):
     """
     Divergence-Augmented Policy Optimization (DAPO).
 
@@ -138,8 +138,6 @@ class DAPO(PPO):
     rollout_buffer: RolloutRing
     divergence: Divergence
     normalize_advantage: bool | Literal["rms"]  # type: ignore[assignment]
-    _rollout_start: RolloutStart | None = None
-    _resumption: Resumption | None = None
     _parameters_replaced = False  # since the last update, by others than the optimizer
 
     def __init__(
@@ -377,7 +375,7 @@ class DAPO(PPO):
             self._tried_to_compile = True
             self._compile()
         try:
-            with collecting(self, callback):
+            with self._collecting(callback):
                 if isinstance(env, RolloutSource):
                     return self._collect_from(env, callback)
                 recording = RecordingCallback(callback, self, rollout_buffer)
@@ -668,39 +666,6 @@ class DAPO(PPO):
         # What the ring knows is what the parameters before said. It is empty while a model is loaded
         if self.rollout_buffer.n_kept > 0:
             self._parameters_replaced = True
-
-    def save_checkpoint(self, path: str | Path, reset_envs: bool = False) -> None:
-        """
-        Write all that training needs to go on exactly: see :func:`~sb3_dapo.checkpoint.save_checkpoint`.
-
-        :param path: the file, with or without ``.zip``; ``load`` reads it too
-        :param reset_envs: start new episodes in all environments, here and on resume
-        :raises ValueError: if called in the middle of a rollout
-        """
-        save_checkpoint(self, path, reset_envs)
-
-    @classmethod
-    def load_checkpoint(
-        cls: type[SelfDAPO],
-        path: str | Path,
-        env: GymEnv,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> SelfDAPO:
-        """
-        Load a checkpoint to go on training with ``learn(..., reset_num_timesteps=False)``, or with
-        :func:`~sb3_dapo.checkpoint.learn_until`: see :func:`~sb3_dapo.checkpoint.load_checkpoint`.
-
-        :param path: the file, with or without ``.zip``
-        :param env: new environments, made like those of the run
-        :param device: PyTorch device
-        :param custom_objects: as in ``load``
-        :param kwargs: attributes to change, as in ``load``
-        :return: the model
-        :raises ValueError: if the file is damaged, is no checkpoint, or does not fit ``env``
-        """
-        return load_checkpoint(cls, path, env, device, custom_objects, **kwargs)
 
     def export(self, path: str | Path) -> None:
         """
