@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
@@ -26,10 +25,9 @@ from sb3_dapo.buffers import RolloutRing, RolloutRingSamples
 from sb3_dapo.checkpoint.checkpoints import Checkpoints
 from sb3_dapo.controllers import Controller
 from sb3_dapo.divergences import Divergence, get_divergence
-from sb3_dapo.export import export_model, load_model
 from sb3_dapo.fast import set_fast
 from sb3_dapo.faults import NonFiniteError
-from sb3_dapo.hub import from_pretrained, push_to_hub
+from sb3_dapo.hub import HubModel
 from sb3_dapo.loss import LossSettings, Stats, dapo_loss, kl_terms, summarize
 from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
@@ -39,7 +37,7 @@ SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
 FIXED = ("policy_class", "policy_kwargs", "use_sde", "rollout_buffer_class", "rollout_buffer_kwargs")
 
 
-class DAPO(Checkpoints, PPO):
+class DAPO(Checkpoints, HubModel, PPO):
     """
     Divergence-Augmented Policy Optimization (DAPO).
 
@@ -667,127 +665,9 @@ class DAPO(Checkpoints, PPO):
         if self.rollout_buffer.n_kept > 0:
             self._parameters_replaced = True
 
-    def export(self, path: str | Path) -> None:
-        """
-        Write the model to a folder, without pickles: the safe way to share it, unlike ``save``, whose files run code
-        when they are loaded. The optimizer's state and the kept rollouts are not in it. A warning says what else
-        cannot be described as data.
-
-        :param path: the folder. If it exists, it must be an exported model, which is replaced, or empty
-        :raises ValueError: if it is something else, or if the model cannot be described
-        """
-        export_model(self, path)
-
-    @classmethod
-    def load_exported(
-        cls: type[SelfDAPO],
-        path: str | Path,
-        env: GymEnv | str | None = None,
-        device: th.device | str = "auto",
-        *,
-        policy: str | type[ActorCriticPolicy] | None = None,
-        **kwargs: Any,
-    ) -> SelfDAPO:
-        """
-        Read a model from a folder of :meth:`export`. Nothing in the folder is executed, and what does not fit is
-        refused.
-
-        :param path: the folder
-        :param env: environment to evaluate or to go on learning in. If the model was trained with ``VecNormalize`` and
-            this is not wrapped in it, it will be, with statistics that don't change. Without an environment,
-            ``model.get_vec_normalize_env().normalize_obs(obs)`` gives what ``predict`` expects
-        :param device: PyTorch device
-        :param policy: policy class, needed if it is an own one
-        :param kwargs: arguments of the class in place of the exported ones, needed if these could not be described;
-            ``policy_kwargs`` has only those to replace
-        :return: the model
-        :raises ValueError: if something in the folder, or the environment, does not fit
-        """
-        return load_model(cls, path, env, device, policy, **kwargs)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        eval_env: GymEnv | str | None = None,
-        n_eval_episodes: int = 20,
-        deterministic: bool = True,
-        commit_message: str = "Upload DAPO agent",
-        private: bool | None = None,
-        token: str | None = None,
-    ) -> str:
-        """
-        Upload the model to the Hugging Face Hub: as :meth:`export` and as :meth:`save` write it, and a model card.
-        Needs the extra ``hub``, and a token that may write (``hf auth login``).
-
-        :param repo_id: the repository, ``"organization/name"``; without an organization it is the user's. It is created
-            if it does not exist; if it does, what an earlier upload left in it is replaced
-        :param eval_env: evaluate the model in this environment, and tell the score in the card
-        :param n_eval_episodes: number of episodes
-        :param deterministic: play the most likely actions
-        :param commit_message: summary of the commit
-        :param private: whether a new repository is private; ``None``: as the organization has it
-        :param token: access token in place of the one of ``hf auth login``
-        :return: address of the repository
-        :raises ValueError: if the model cannot be exported
-        """
-        return push_to_hub(
-            self,
-            repo_id,
-            eval_env=eval_env,
-            n_eval_episodes=n_eval_episodes,
-            deterministic=deterministic,
-            commit_message=commit_message,
-            private=private,
-            token=token,
-        )
-
-    @classmethod
-    def from_pretrained(
-        cls: type[SelfDAPO],
-        repo_id: str,
-        env: GymEnv | str | None = None,
-        device: th.device | str = "auto",
-        *,
-        trust_pickle: bool = False,
-        revision: str | None = None,
-        token: str | None = None,
-        cache_dir: str | Path | None = None,
-        **kwargs: Any,
-    ) -> SelfDAPO:
-        """
-        Download a model from the Hugging Face Hub, and read it with :meth:`load_exported`: nothing in the repository is
-        executed. Needs the extra ``hub``.
-
-        :param repo_id: the repository, ``"organization/name"``
-        :param env: as in :meth:`load_exported`
-        :param device: PyTorch device
-        :param trust_pickle: read the zip file with :meth:`load` instead, which also has the optimizer's state, and the
-            pickled statistics of ``VecNormalize``. Both run code of whoever wrote them on your machine
-        :param revision: branch, tag or commit; the newest if ``None``
-        :param token: access token in place of the one of ``hf auth login``, for private repositories
-        :param cache_dir: where downloads are kept, in place of the Hub client's cache
-        :param kwargs: for :meth:`load_exported`; with ``trust_pickle`` for :meth:`load`
-        :return: the model
-        :raises ValueError: if the repository holds no such model, or something in it, or the environment, does not fit
-        """
-        return from_pretrained(
-            cls,
-            repo_id,
-            env,
-            device,
-            trust_pickle=trust_pickle,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            **kwargs,
-        )
-
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
-            "_rollout_start",
-            "_resumption",
             "_fixed",
             "_applied_learning_rate",
             "_own_controller",

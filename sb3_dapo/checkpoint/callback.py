@@ -44,8 +44,8 @@ def _list_checkpoints(folder: Path, name_prefix: str) -> list[Path]:
 
 class CheckpointCallback(BaseCallback):
     """
-    Writes a checkpoint every ``save_freq`` steps, rounded up to whole rollouts, and when training ends. A run goes on from the
-    one that :func:`latest_checkpoint` finds, by ``load_checkpoint`` and :func:`learn_until`.
+    Writes a checkpoint every ``save_freq`` steps, rounded up to whole rollouts, and when training ends. A run goes on
+    from the one that :func:`latest_checkpoint` finds, by ``load_checkpoint`` and :func:`learn_until`.
 
     :param save_freq: environment steps between two checkpoints, all environments together
     :param save_path: folder of the checkpoints
