@@ -35,9 +35,10 @@ from torch import nn
 
 from sb3_dapo import DAPO, DIVERGENCES, AdaptiveController, Divergence, DualController
 from sb3_dapo.buffers import RolloutRing
-from sb3_dapo.description import ExportError, decode_space, encode_space, parse_json
 from sb3_dapo.divergences import Tsallis
-from sb3_dapo.export import DESCRIPTION, PARAMETERS, STATISTICS, load_vec_normalize
+from sb3_dapo.export import DESCRIPTION, PARAMETERS, STATISTICS, ExportError, load_vec_normalize
+from sb3_dapo.export.description import decode_space, encode_space
+from sb3_dapo.export.folder import parse_json
 
 FLOATS = spaces.Box(-1, 1, (3,))
 TWO = spaces.Discrete(2)
@@ -449,7 +450,6 @@ def test_arguments_that_are_passed_come_first(tmp_path: Path) -> None:
         spaces.Tuple([FLOATS]),
         spaces.Text(3),
         spaces.MultiDiscrete([[2, 3], [2, 3]]),
-        type("OwnBox", (spaces.Box,), {})(-1, 1, (2,)),
         spaces.Dict({"a": spaces.Text(3)}),
     ],
     ids=str,
@@ -645,7 +645,7 @@ def test_a_failure_leaves_the_previous_model(folder: Path, failing: str, monkeyp
     elif failing == "rename":
         monkeypatch.setattr(Path, "rename", fail_at_second)
     else:
-        monkeypatch.setattr("sb3_dapo.export._check_tensors", fail)
+        monkeypatch.setattr("sb3_dapo.export.exporting.check_tensors", fail)
     with pytest.raises(OSError, match="no space left"):
         make_model(ALL_ALGOS[0], "MlpPolicy", "CartPole-v1", seed=5).export(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -25,9 +25,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dapo import DAPO
-from sb3_dapo.description import ExportError
-from sb3_dapo.hub import entry_point, requirement
-from sb3_dapo.model_card import confidence_interval
+from sb3_dapo.export import ExportError
+from sb3_dapo.hub import confidence_interval, entry_point, requirement
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 

@@ -33,16 +33,18 @@ from sb3_dapo.hub import (
     CURVE,
     EXPORT,
     VIDEO,
+    Evaluation,
     entry_point,
     foreign_module,
+    model_card,
     program,
+    python_section,
     read_description,
     requirement,
     upload,
     write_card,
     write_results,
 )
-from sb3_dapo.model_card import Evaluation, model_card, python_section
 from sb3_dapo.zoo.evaluation import learning_curve, make_env, positive, random_scores
 from sb3_dapo.zoo.exp_manager import ExperimentManager, atari_wrapper_kwargs
 from sb3_dapo.zoo.parsers import Assignments, RunParser
