@@ -94,7 +94,8 @@ def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
     """
     *wrappers, base = _vec_layers(venv)
     wrappers_state = _dump(venv, [_get_state(wrapper) for wrapper in wrappers])
-    made, constants = _get_constants(venv)
+    made: list[Made] = vars(venv).get(MADE, [])
+    unchanged = _find_unchanged(made, _describe_all(venv) if made else [])
     envs: list[list[str]] = []
     envs_state, reason, large = b"", "", ""
     try:
@@ -102,8 +103,8 @@ def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
             raise NotRestorableError(f"{type(base).__name__} does not hold them in this process")
         chains = [list(_env_layers(env)) for env in base.envs]
         states = [[_get_state(layer) for layer in chain] for chain in chains]
-        for setting, text in made[1].items() if without_constants and made else ():
-            if setting in constants and text.startswith("<"):
+        for setting in unchanged if without_constants else ():
+            if made[1].get(setting, "").startswith("<"):
                 for chain_state in states:
                     chain_state[setting.place].pop(setting.name)
         envs_state = _dump(venv, (_get_state(base), states))
@@ -112,8 +113,8 @@ def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
             large = _describe_large(venv, chains, states)
     except NotRestorableError as error:
         reason = str(error)
-    made = [{setting: text for setting, text in chain.items() if setting in constants} for chain in made]
-    return EnvState(_class_names(wrappers), wrappers_state, envs, envs_state, reason, made, large)
+    constants = [{k: text for k, text in chain.items() if k.is_argument or k in unchanged} for chain in made]
+    return EnvState(_class_names(wrappers), wrappers_state, envs, envs_state, reason, constants, large)
 
 
 def _describe_large(venv: VecEnv, chains: list[list[Any]], states: list[list[dict[str, Any]]]) -> str:
@@ -146,13 +147,16 @@ def set_env_state(venv: VecEnv, state: EnvState) -> str:
     if is_restorable:
         _check_same_envs([_class_names(chain) for chain in chains], state.envs)
     note_made(venv)
-    made, _ = _get_constants(venv)
+    made = vars(venv)[MADE]
     of_wrappers, of_envs = _find_differences(state.made[:1], made[:1]), _find_differences(state.made[1:], made[1:])
+    for setting, text in of_wrappers.items():
+        if (setting.owner, setting.name) == ("VecNormalize", "norm_obs_keys"):
+            raise ValueError(
+                f"`env` must normalize the same parts of observations as that of the checkpoint, got {text}"
+            )
     is_otherwise = any(setting.is_argument for setting in of_envs)
     if of_wrappers or of_envs:
         _warn_of_differences([*of_wrappers.values(), *of_envs.values()], is_otherwise)
-    if any((setting.owner, setting.name) == ("VecNormalize", "norm_obs_keys") for setting in of_wrappers):
-        raise ValueError("`env` must normalize the same parts of observations as that of the checkpoint")
     _set_states(wrappers, _load(venv, state.wrappers_state), of_wrappers)
     if not is_restorable:
         return state.reason or f"they are in a {type(base).__name__} now"
@@ -174,35 +178,29 @@ def note_made(venv: VecEnv) -> None:
 
     :param venv: a vectorized environment, best a new one
     """
-    if MADE not in vars(venv) and isinstance(venv.unwrapped, DummyVecEnv):
+    if MADE not in vars(venv):
         vars(venv)[MADE] = _describe_all(venv)
 
 
-def _get_constants(venv: VecEnv) -> tuple[list[Made], set[Setting]]:
-    """
-    :param venv: a vectorized environment
-    :return: what its wrappers and each of its environments were made with, as far as that is known, and which of that
-        is no state: the arguments, and what has not changed
-    """
-    now = [] if MADE in vars(venv) and not isinstance(venv.unwrapped, DummyVecEnv) else _describe_all(venv)
-    if not isinstance(venv.unwrapped, DummyVecEnv):
-        vars(venv).setdefault(MADE, [{k: text for k, text in chain.items() if k.is_argument} for chain in now])
-    made: list[Made] = vars(venv).get(MADE, [])
-    changed = {
-        k for old, new in zip(made, now, strict=False) for k in old if not k.is_argument and old[k] != new.get(k)
+def _find_unchanged(made: list[Made], now: list[Made]) -> set[Setting]:
+    return {
+        setting
+        for setting in (set[Setting]().union(*made) if now else ())
+        if all(a.get(setting) == b.get(setting) for a, b in zip(made, now, strict=True))
     }
-    return made, set().union(*made) - changed
 
 
 def _describe_all(venv: VecEnv) -> list[Made]:
+    """Of the wrappers, and then of each environment; nothing if environments in other processes are busy."""
     *wrappers, base = _vec_layers(venv)
-    chains: list[Made] = []
     if isinstance(base, DummyVecEnv):
-        chains = [_describe(_env_layers(env)) for env in base.envs]
+        chains = [_describe(_env_layers(env), with_large=True) for env in base.envs]
     elif not isinstance(base, SubprocVecEnv):
         chains = [_describe([base])]
     elif not base.waiting and not base.closed and all(base.env_is_wrapped(_Question())):  # type: ignore[arg-type]
         chains = base.get_attr(MADE)
+    else:
+        return []
     return [_describe(wrappers), *chains]
 
 
@@ -213,22 +211,28 @@ class _Question:
     """
 
     def __instancecheck__(self, env: Any) -> bool:
-        vars(env).setdefault(MADE, _describe(_env_layers(env)))
+        try:
+            vars(env)[MADE] = _describe(_env_layers(env))
+        except Exception:  # would end the process
+            return False
         return True
 
 
-def _describe(layers: Iterable[Layer]) -> Made:
+def _describe(layers: Iterable[Layer], with_large: bool = False) -> Made:
     made = {}
     for place, layer in enumerate(layers):
         codes = [getattr(cls.__init__, "__code__", None) for cls in type(layer).__mro__]  # type: ignore[misc]
         names = {name for c in codes if c for name in c.co_varnames[: c.co_argcount + c.co_kwonlyargcount]}
         values = _attributes(layer)
         given = dict(values.pop("_saved_kwargs", {}))  # as wrappers of Gymnasium keep their arguments
-        if not isinstance(layer, gym.Wrapper | VecEnv) and layer.spec is not None:
-            given = {name: value for name, value in layer.spec.kwargs.items() if name != "render_mode"}
+        if not isinstance(layer, gym.Wrapper | VecEnv):
+            spec_kwargs = getattr(getattr(layer, "spec", None), "kwargs", {})
+            given = {name: value for name, value in spec_kwargs.items() if name != "render_mode"}
         given = {name: value for name, value in given.items() if not {name, f"_{name}"} & values.keys()}
         for name, value in (given | values).items():
             text = _as_text(value)
+            if text is None and with_large:
+                text = _digest(value)
             if text is not None:
                 # Where a file lies changes from machine to machine, and makes no other environment
                 is_argument = (name in given or name.lstrip("_") in names) and not ("'" in text and "/" in text)
@@ -237,10 +241,7 @@ def _describe(layers: Iterable[Layer]) -> Made:
 
 
 def _as_text(value: Any) -> str | None:
-    """
-    :param value: of an attribute
-    :return: by what numbers, texts, paths, small collections and large objects can be compared; None for others
-    """
+    """Numbers, texts, paths and small collections of these as a text to compare; None for all else."""
     if isinstance(value, np.generic | np.ndarray) and value.size <= 20 and value.dtype.kind in "biuf":
         value = value.tolist()
     if value is None or type(value) in (bool, int, str) or isinstance(value, PurePath):
@@ -249,14 +250,22 @@ def _as_text(value: Any) -> str | None:
         return None if 1e9 < value < 1e10 else repr(value)  # a reading of the clock
     if type(value) in (tuple, list, dict) and len(value) <= 20:
         texts = [_as_text(element) for element in (value.items() if isinstance(value, dict) else value)]
-        if None not in texts:
-            return f"[{', '.join(cast(list[str], texts))}]"
+        return None if None in texts else f"[{', '.join(cast(list[str], texts))}]"
+    return None
+
+
+def _digest(value: Any) -> str | None:
+    """Large objects, other than environments, as a text to compare."""
+    buffers: list[pickle.PickleBuffer] = []
     try:
-        content = b"" if isinstance(value, gym.Env | VecEnv) else pickle.dumps(value)
+        content = b"" if isinstance(value, gym.Env | VecEnv) else pickle.dumps(value, 5, buffer_callback=buffers.append)
+        parts = [memoryview(content), *(buffer.raw() for buffer in buffers)]
     except Exception:  # anything may be raised by objects that were not made to be pickled
         return None
-    digest = hashlib.sha256(content).hexdigest()[:12]
-    return None if len(content) < LARGE else f"<{len(content) / 2**20:.1f} MB, SHA-256 {digest}>"
+    size, sha = sum(part.nbytes for part in parts), hashlib.sha256()
+    for part in parts if size >= LARGE else ():
+        sha.update(part)
+    return f"<{size / 2**20:.1f} MB, SHA-256 {sha.hexdigest()[:12]}>" if size >= LARGE else None
 
 
 def _find_differences(old: list[Made], new: list[Made]) -> dict[Setting, str]:
