@@ -255,10 +255,12 @@ def _as_text(value: Any) -> str | None:
 
 
 def _digest(value: Any) -> str | None:
-    """Large objects, other than environments, as a text to compare."""
+    """Large objects as a text to compare; None for others, for environments, and for MuJoCo, which pickles slowly."""
+    if isinstance(value, gym.Env | VecEnv) or _package(value) == "mujoco":
+        return None
     buffers: list[pickle.PickleBuffer] = []
     try:
-        content = b"" if isinstance(value, gym.Env | VecEnv) else pickle.dumps(value, 5, buffer_callback=buffers.append)
+        content = pickle.dumps(value, 5, buffer_callback=buffers.append)
         parts = [memoryview(content), *(buffer.raw() for buffer in buffers)]
     except Exception:  # anything may be raised by objects that were not made to be pickled
         return None
