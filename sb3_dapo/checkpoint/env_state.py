@@ -16,13 +16,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import EzPickle
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import (
-    DummyVecEnv,
-    SubprocVecEnv,
-    VecEnv,
-    VecEnvWrapper,
-    VecMonitor,
-)
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
 # A VecEnv, a wrapper of one, a gymnasium.Env or a wrapper of one. The attributes of each are saved by themselves, as
 # pickling the objects would not do: VecNormalize leaves out its running returns, and an EzPickle environment keeps only
@@ -35,19 +29,22 @@ OTHERWISE = "they are made otherwise"  # a reason that set_env_state has warned 
 
 
 class Setting(NamedTuple):
-    """Name of something that an environment was made with."""
+    """
+    Name of something that an environment was made with.
+
+    :param place: of the layer, from the outside
+    :param owner: class of the layer
+    :param name: of the attribute, or of an argument that is kept in none
+    :param is_argument: whether it was given to the constructor. Other attributes may follow from what was
+    """
 
     place: int
-    """Of the layer, from the outside."""
     owner: str
-    """Class of the layer."""
     name: str
     is_argument: bool
-    """Whether it was given to the constructor; other attributes may follow from what was."""
 
 
-Made = dict[Setting, str]
-"""What a chain of layers was made with, as texts."""
+Made = dict[Setting, str]  # what a chain of layers was made with, as texts that can be compared
 
 # Attributes that lead to another layer, belong to the process, or are written anew at every step
 NOT_STATE: tuple[tuple[type, frozenset[str]], ...] = (
@@ -81,7 +78,7 @@ class EnvState(NamedTuple):
     """Attributes that take much space; empty if there are none."""
 
 
-class NotRestorableError(Exception):
+class NotRestorableError(ValueError):
     """An environment has state that cannot be saved and restored."""
 
 
@@ -93,7 +90,10 @@ def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
     :raises NotRestorableError: if a wrapper of the ``VecEnv`` cannot be saved
     """
     *wrappers, base = _vec_layers(venv)
-    wrappers_state = _dump(venv, [_get_state(wrapper) for wrapper in wrappers])
+    try:
+        wrappers_state = _dump(venv, [_get_state(wrapper) for wrapper in wrappers])
+    except NotRestorableError as error:
+        raise NotRestorableError(f"a VecEnv wrapper cannot be saved in a checkpoint: {error}") from error
     made: list[Made] = vars(venv).get(MADE, [])
     unchanged = _find_unchanged(made, _describe_all(venv) if made else [])
     envs: list[list[str]] = []
@@ -106,7 +106,7 @@ def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
         for setting in unchanged if without_constants else ():
             if made[1].get(setting, "").startswith("<"):
                 for chain_state in states:
-                    chain_state[setting.place].pop(setting.name)
+                    chain_state[setting.place].pop(setting.name, None)
         envs_state = _dump(venv, (_get_state(base), states))
         envs = [_class_names(chain) for chain in chains]
         if len(envs_state) >= LARGE:
@@ -151,9 +151,7 @@ def set_env_state(venv: VecEnv, state: EnvState) -> str:
     of_wrappers, of_envs = _find_differences(state.made[:1], made[:1]), _find_differences(state.made[1:], made[1:])
     for setting, text in of_wrappers.items():
         if (setting.owner, setting.name) == ("VecNormalize", "norm_obs_keys"):
-            raise ValueError(
-                f"`env` must normalize the same parts of observations as that of the checkpoint, got {text}"
-            )
+            raise ValueError(f"`env` must normalize the same parts of observations as in the checkpoint, got {text}")
     is_otherwise = any(setting.is_argument for setting in of_envs)
     if of_wrappers or of_envs:
         _warn_of_differences([*of_wrappers.values(), *of_envs.values()], is_otherwise)
@@ -236,7 +234,7 @@ def _describe(layers: Iterable[Layer], with_large: bool = False) -> Made:
             if text is not None:
                 # Where a file lies changes from machine to machine, and makes no other environment
                 is_argument = (name in given or name.lstrip("_") in names) and not ("'" in text and "/" in text)
-                made[Setting(place, type(layer).__name__, name, is_argument)] = text
+                made[Setting(place, _class_names([layer])[0], name, is_argument)] = text
     return made
 
 
