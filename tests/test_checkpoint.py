@@ -45,7 +45,7 @@ from sb3_dapo.checkpoint import (
     learn_until,
     set_random_states,
 )
-from sb3_dapo.env_state import get_env_state, set_env_state
+from sb3_dapo.checkpoint.env_state import get_env_state, set_env_state
 
 # Processes that start at once, as the server that forks them has imported what takes long
 FORKSERVER = mp.get_context("forkserver")

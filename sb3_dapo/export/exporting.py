@@ -66,7 +66,7 @@ from sb3_dapo.export.folder import (
     write_folder,
 )
 from sb3_dapo.export.normalization import Normalization
-from sb3_dapo.policies import set_fast
+from sb3_dapo.fast import set_fast
 
 SelfExportable = TypeVar("SelfExportable", bound="Exportable")
 PolicyClass = type[ActorCriticPolicy]
