@@ -530,14 +530,15 @@ def test_failures_of_the_video_are_not_hidden(
     hub: HubServer, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(command)
-    monkeypatch.setattr("sb3_dapo.zoo.hub.shutil.which", lambda name: "/bin/false")
-    with pytest.raises(RuntimeError, match="no replay.mp4 came of the recording.*--no-render"):
-        push(command, "-n", "10")
-    assert set(hub.repositories[ZOO_REPO].files) == {".gitattributes"}
-    monkeypatch.setattr("sb3_dapo.zoo.hub.shutil.which", lambda name: None)
-    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(SystemExit, match="The video needs ffmpeg"):
-        push(command, "-n", "10")
+    with monkeypatch.context() as patch:
+        patch.setattr("moviepy.video.io.ffmpeg_writer.FFMPEG_BINARY", "/bin/false")
+        with pytest.raises(RuntimeError, match="(?s)no replay.mp4 came of the recording.*--no-render"):
+            push(command, "-n", "10")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "moviepy", None)
+        with pytest.raises(RuntimeError, match="no replay.mp4 came of the recording: MoviePy is not installed"):
+            push(command, "-n", "10")
+    assert not hub.repositories  # nothing is left of what failed
     push(command, "--no-render")
     assert "replay.mp4" not in hub.repositories[ZOO_REPO].files
 

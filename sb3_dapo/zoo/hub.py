@@ -47,6 +47,9 @@ from sb3_dapo.zoo.parsers import add_run_arguments, agent_parser, positive
 from sb3_dapo.zoo.registration import CONF_FILES
 from sb3_dapo.zoo.video import record
 
+# The module: as an attribute of the package, the name is that of a function
+HF_SB3 = import_module("huggingface_sb3.load_from_hub")
+
 PROTOCOL = """\
 A score is that of a whole game, in the environment's own rewards: `Monitor` counts them inside all wrappers, where they
 are neither clipped nor normalized, and where losing a life ends nothing. The games were played with seed {seed} in
@@ -298,10 +301,9 @@ def load_from_hub() -> None:
         )
     zoo = import_module("rl_zoo3.load_from_hub")
     try:
-        os.environ["TRUST_REMOTE_CODE"] = "True"  # what the Zoo asks for
         # The Zoo waits for an exception of requests if there are no statistics of VecNormalize, but the client raises
-        # its own
-        with replaced(zoo, HTTPError=EntryNotFoundError):
+        # its own. And it asks for the trust once more
+        with replaced(zoo, HTTPError=EntryNotFoundError), replaced(HF_SB3, strtobool=lambda text: True):
             zoo.download_from_hub(
                 args.algo, args.env, args.exp_id, args.folder, args.organization, args.repo_name, args.force
             )
