@@ -12,19 +12,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DAPO",
-    "DIVERGENCES",
-    "AdaptiveController",
-    "CnnPolicy",
-    "Controller",
-    "Divergence",
-    "DualController",
-    "MlpPolicy",
-    "MultiInputPolicy",
-    "NonFiniteError",
-]
-
 # Where the names are defined. Modules are imported on first use: `sb3-dapo --help` needs no PyTorch
 _MODULES = {
     "DAPO": "dapo",
@@ -38,6 +25,7 @@ _MODULES = {
     "MultiInputPolicy": "policies",
     "NonFiniteError": "faults",
 }
+__all__ = list(_MODULES)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:

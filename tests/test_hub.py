@@ -666,14 +666,6 @@ def test_zoo_vec_normalize(hub: HubServer, command: Command) -> None:
     assert Path("new/dapo/CartPole-v1_1/CartPole-v1.zip").is_file()
 
 
-class Sibling(DAPO):
-    """An algorithm of a user, with an argument of its own."""
-
-    def __init__(self, *args: Any, bonus: float = 0.5, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.bonus = bonus
-
-
 def test_zoo_checkpoint_of_an_algorithm_of_the_user(hub: HubServer, command: Command) -> None:
     """With the statistics that the checkpoint has, and a card that names the class."""
     from sb3_dapo.zoo import register_algorithm
@@ -689,7 +681,7 @@ def test_zoo_checkpoint_of_an_algorithm_of_the_user(hub: HubServer, command: Com
     assert "from test_hub import Sibling" in card and "Sibling.from_pretrained(" in card
     command("load-from-hub", *named, "-orga", "lab", "--trust-pickle")
     loaded = Sibling.load("logs/sibling/CartPole-v1_2/CartPole-v1.zip")
-    assert (type(loaded), loaded.num_timesteps, loaded.bonus) == (Sibling, 128, 0.5)
+    assert (type(loaded), loaded.num_timesteps, loaded.patience) == (Sibling, 128, 3)
     assert "Mean reward" in command("enjoy", *named, "--no-render", "-n", "100")
 
 
