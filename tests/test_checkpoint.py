@@ -354,8 +354,12 @@ def test_refused_in_mid_rollout(moment: str, algo: type[DAPO], tmp_path: Path) -
 
 
 def test_refused_where_an_update_is_missing(algo: type[DAPO], tmp_path: Path) -> None:
-    model = make_model(algo, "MlpPolicy", CARTPOLE(), target_kl=0.1)
-    model.target_kl = "not a number"  # type: ignore[assignment]
+    model = make_model(algo, "MlpPolicy", CARTPOLE())
+
+    def fail(*args: Any) -> Any:
+        raise TypeError
+
+    model.policy.evaluate_actions = fail  # type: ignore[method-assign]
     with pytest.raises(TypeError):
         model.learn(300)
     with pytest.raises(ValueError, match="has not been trained on"):
