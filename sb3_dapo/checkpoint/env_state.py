@@ -94,8 +94,8 @@ def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
         wrappers_state = _dump(venv, [_get_state(wrapper) for wrapper in wrappers])
     except NotRestorableError as error:
         raise NotRestorableError(f"a VecEnv wrapper cannot be saved in a checkpoint: {error}") from error
-    made: list[Made] = vars(venv).get(MADE, [])
-    unchanged = _find_unchanged(made, _describe_all(venv) if made else [])
+    made = _made_with(venv)
+    unchanged = _find_unchanged(made, [*map(_describe_layer, wrappers), *_describe_envs(base)] if made else [])
     envs: list[list[str]] = []
     envs_state, reason, large = b"", "", ""
     try:
@@ -104,7 +104,7 @@ def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
         chains = [list(_env_layers(env)) for env in base.envs]
         states = [[_get_state(layer) for layer in chain] for chain in chains]
         for setting in unchanged if without_constants else ():
-            if made[1].get(setting, "").startswith("<"):
+            if made[-1].get(setting, "").startswith("<"):
                 for chain_state in states:
                     chain_state[setting.place].pop(setting.name, None)
         envs_state = _dump(venv, (_get_state(base), states))
@@ -147,15 +147,18 @@ def set_env_state(venv: VecEnv, state: EnvState) -> str:
     if is_restorable:
         _check_same_envs([_class_names(chain) for chain in chains], state.envs)
     note_made(venv)
-    made = vars(venv)[MADE]
-    of_wrappers, of_envs = _find_differences(state.made[:1], made[:1]), _find_differences(state.made[1:], made[1:])
-    for setting, text in of_wrappers.items():
+    made, n = _made_with(venv), len(wrappers)
+    of_wrappers = [_find_differences(state.made[i : i + 1], made[i : i + 1]) for i in range(n)]
+    of_envs = _find_differences(state.made[n:], made[n:])
+    for setting, text in ((setting, text) for differing in of_wrappers for setting, text in differing.items()):
         if (setting.owner, setting.name) == ("VecNormalize", "norm_obs_keys"):
             raise ValueError(f"`env` must normalize the same parts of observations as in the checkpoint, got {text}")
     is_otherwise = any(setting.is_argument for setting in of_envs)
-    if of_wrappers or of_envs:
-        _warn_of_differences([*of_wrappers.values(), *of_envs.values()], is_otherwise)
-    _set_states(wrappers, _load(venv, state.wrappers_state), of_wrappers)
+    if of_envs or any(of_wrappers):
+        texts = [text for differing in (*of_wrappers, of_envs) for text in differing.values()]
+        _warn_of_differences(texts, is_otherwise)
+    for wrapper, saved, kept in zip(wrappers, _load(venv, state.wrappers_state), of_wrappers, strict=True):
+        _set_states([wrapper], [saved], kept)
     if not is_restorable:
         return state.reason or f"they are in a {type(base).__name__} now"
     if is_otherwise:
@@ -176,30 +179,41 @@ def note_made(venv: VecEnv) -> None:
 
     :param venv: a vectorized environment, best a new one
     """
-    if MADE not in vars(venv):
-        vars(venv)[MADE] = _describe_all(venv)
+    *wrappers, base = _vec_layers(venv)
+    for wrapper in wrappers:
+        if MADE not in vars(wrapper):
+            vars(wrapper)[MADE] = _describe_layer(wrapper)
+    if MADE not in vars(base):
+        vars(base)[MADE] = _describe_envs(base)
+
+
+def _made_with(venv: VecEnv) -> list[Made]:
+    """What was noted of each wrapper, and then of each environment; nothing if that was not done."""
+    *wrappers, base = _vec_layers(venv)
+    chains: list[Made] = vars(base).get(MADE, [])
+    return [*(vars(wrapper).get(MADE, {}) for wrapper in wrappers), *chains] if chains else []
 
 
 def _find_unchanged(made: list[Made], now: list[Made]) -> set[Setting]:
     return {
         setting
         for setting in (set[Setting]().union(*made) if now else ())
-        if all(a.get(setting) == b.get(setting) for a, b in zip(made, now, strict=True))
+        if all(a.get(setting) == b.get(setting) for a, b in zip(made, now, strict=False))
     }
 
 
-def _describe_all(venv: VecEnv) -> list[Made]:
-    """Of the wrappers, and then of each environment; nothing if environments in other processes are busy."""
-    *wrappers, base = _vec_layers(venv)
+def _describe_envs(base: VecEnv) -> list[Made]:
+    """Nothing if they are in other processes and busy."""
     if isinstance(base, DummyVecEnv):
-        chains = [_describe(_env_layers(env), with_large=True) for env in base.envs]
-    elif not isinstance(base, SubprocVecEnv):
-        chains = [_describe([base])]
-    elif not base.waiting and not base.closed and all(base.env_is_wrapped(_Question())):  # type: ignore[arg-type]
-        chains = base.get_attr(MADE)
-    else:
-        return []
-    return [_describe(wrappers), *chains]
+        return [_describe(_env_layers(env), with_large=True) for env in base.envs]
+    if not isinstance(base, SubprocVecEnv):
+        return [_describe_layer(base)]
+    is_idle = not base.waiting and not base.closed
+    return base.get_attr(MADE) if is_idle and all(base.env_is_wrapped(_Question())) else []  # type: ignore[arg-type]
+
+
+def _describe_layer(layer: Layer) -> Made:
+    return _describe([layer])
 
 
 class _Question:
