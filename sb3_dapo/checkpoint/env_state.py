@@ -95,7 +95,9 @@ def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
     except NotRestorableError as error:
         raise NotRestorableError(f"a VecEnv wrapper cannot be saved in a checkpoint: {error}") from error
     made = _made_with(venv)
-    unchanged = _find_unchanged(made, [*map(_describe_layer, wrappers), *_describe_envs(base)] if made else [])
+    now = [*(_describe([wrapper]) for wrapper in wrappers), *_describe_envs(base)] if made else []
+    pairs = list(zip(made, now, strict=False))
+    unchanged = {k for a, b in pairs for k in a.keys() & b.keys() if all(x.get(k) == y.get(k) for x, y in pairs)}
     envs: list[list[str]] = []
     envs_state, reason, large = b"", "", ""
     try:
@@ -154,9 +156,13 @@ def set_env_state(venv: VecEnv, state: EnvState) -> str:
         if (setting.owner, setting.name) == ("VecNormalize", "norm_obs_keys"):
             raise ValueError(f"`env` must normalize the same parts of observations as in the checkpoint, got {text}")
     is_otherwise = any(setting.is_argument for setting in of_envs)
-    if of_envs or any(of_wrappers):
-        texts = [text for differing in (*of_wrappers, of_envs) for text in differing.values()]
-        _warn_of_differences(texts, is_otherwise)
+    texts = [text for differing in (*of_wrappers, of_envs) for text in differing.values()]
+    if texts:
+        warnings.warn(
+            f"The environment is made otherwise than that of the checkpoint: {', '.join(texts)}. The new values are "
+            f"used{' and new episodes begin' if is_otherwise else ''}, so the run may differ from an uninterrupted one",
+            stacklevel=4,
+        )
     for wrapper, saved, kept in zip(wrappers, _load(venv, state.wrappers_state), of_wrappers, strict=True):
         _set_states([wrapper], [saved], kept)
     if not is_restorable:
@@ -182,7 +188,7 @@ def note_made(venv: VecEnv) -> None:
     *wrappers, base = _vec_layers(venv)
     for wrapper in wrappers:
         if MADE not in vars(wrapper):
-            vars(wrapper)[MADE] = _describe_layer(wrapper)
+            vars(wrapper)[MADE] = _describe([wrapper])
     if MADE not in vars(base):
         vars(base)[MADE] = _describe_envs(base)
 
@@ -194,26 +200,14 @@ def _made_with(venv: VecEnv) -> list[Made]:
     return [*(vars(wrapper).get(MADE, {}) for wrapper in wrappers), *chains] if chains else []
 
 
-def _find_unchanged(made: list[Made], now: list[Made]) -> set[Setting]:
-    return {
-        setting
-        for setting in (set[Setting]().union(*made) if now else ())
-        if all(a.get(setting) == b.get(setting) for a, b in zip(made, now, strict=False))
-    }
-
-
 def _describe_envs(base: VecEnv) -> list[Made]:
     """Nothing if they are in other processes and busy."""
     if isinstance(base, DummyVecEnv):
         return [_describe(_env_layers(env), with_large=True) for env in base.envs]
     if not isinstance(base, SubprocVecEnv):
-        return [_describe_layer(base)]
+        return [_describe([base])]
     is_idle = not base.waiting and not base.closed
     return base.get_attr(MADE) if is_idle and all(base.env_is_wrapped(_Question())) else []  # type: ignore[arg-type]
-
-
-def _describe_layer(layer: Layer) -> Made:
-    return _describe([layer])
 
 
 class _Question:
@@ -238,7 +232,7 @@ def _describe(layers: Iterable[Layer], with_large: bool = False) -> Made:
         values = _attributes(layer)
         given = dict(values.pop("_saved_kwargs", {}))  # as wrappers of Gymnasium keep their arguments
         if not isinstance(layer, gym.Wrapper | VecEnv):
-            spec_kwargs = getattr(getattr(layer, "spec", None), "kwargs", {})
+            spec_kwargs = getattr(getattr(layer, "spec", None), "kwargs", None) or {}
             given = {name: value for name, value in spec_kwargs.items() if name != "render_mode"}
         given = {name: value for name, value in given.items() if not {name, f"_{name}"} & values.keys()}
         for name, value in (given | values).items():
@@ -297,15 +291,6 @@ def _find_differences(old: list[Made], new: list[Made]) -> dict[Setting, str]:
     return differing
 
 
-def _warn_of_differences(texts: list[str], is_otherwise: bool) -> None:
-    warnings.warn(
-        f"The environment is made otherwise than that of the checkpoint: {', '.join(texts)}. The new values are used"
-        + (" and new episodes begin" if is_otherwise else "")
-        + ", so the run may differ from one that was not interrupted",
-        stacklevel=5,
-    )
-
-
 # --- layers ---------------------------------------------------------------------------------------
 
 
@@ -343,7 +328,7 @@ def _attributes(layer: Layer) -> dict[str, Any]:
     excluded = frozenset[str]().union(*(names for cls, names in NOT_STATE if isinstance(layer, cls)))
     return {
         name: value
-        for name, value in vars(layer).items()
+        for name, value in getattr(layer, "__dict__", {}).items()
         if name not in excluded and not isinstance(value, FUNCTIONS) and _package(value) != "pygame"
     }
 
