@@ -23,7 +23,7 @@ PolicyOutput = tuple[th.Tensor, th.Tensor, th.Tensor]
 class RolloutSource(Protocol):
     """A ``VecEnv`` that is not stepped here: its rollouts are collected elsewhere."""
 
-    def collect(self, model: BaseAlgorithm) -> Iterable[Rollout]:
+    def rollouts_for(self, model: BaseAlgorithm) -> Iterable[Rollout]:
         """
         :param model: the model, whose policy acts
         :return: rollouts for the next update
