@@ -435,15 +435,14 @@ def _read_description(folder: Path) -> Description:
 def _check_not_exported(names: list[str], policy: object, kwargs: dict[str, Any]) -> None:
     """Ask for what the folder leaves out and was not passed."""
     given = {*kwargs, *(f"policy_kwargs.{name}" for name in kwargs.get("policy_kwargs") or {})}
-    given |= {"policy"} if policy is not None else set()
-    for name in names:
-        if name not in given:
-            argument, _, key = name.partition(".")
-            example = f"{argument}={{{key!r}: ...}}" if key else f"{argument}=..."
-            raise ExportError(
-                f"{short(name)} was left out, as it cannot be described as data (an own class or function, for "
-                f"instance). Pass it: load_exported(path, {example})"
-            )
+    missing = [name for name in names if name not in given and (name != "policy" or policy is None)]
+    if missing:
+        argument, _, key = missing[0].partition(".")
+        example = f"{argument}={{{key!r}: ...}}" if key else f"{argument}=..."
+        raise ExportError(
+            f"{short(missing[0])} was left out, as it cannot be described as data (an own class or function, for "
+            f"instance). Pass it: load_exported(path, {example})"
+        )
 
 
 def _skeleton(policy_class: PolicyClass, description: Description) -> Tensors:
@@ -458,7 +457,8 @@ def _skeleton(policy_class: PolicyClass, description: Description) -> Tensors:
             super()._build(lr_schedule)
 
     kwargs = deepcopy(description.policy_kwargs)  # policies write into it
-    kwargs["use_sde"] = description.hyperparameters.get("use_sde", False)
+    if description.hyperparameters.get("use_sde"):
+        kwargs["use_sde"] = True
     with th.device("meta"):
         policy = Skeleton(description.observation_space, description.action_space, ConstantSchedule(0.0), **kwargs)
         return files.distinct_tensors(policy)

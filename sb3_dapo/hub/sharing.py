@@ -141,18 +141,13 @@ class HubModel(Exportable):
             ignore_patterns=[METRICS, "*/*.zip"],
         )
         if trust_pickle:
-            return cls._load_pickles(repo_id, Path(snapshot), env, device, **kwargs)
+            return cls._load_pickles(repo_id, Path(snapshot), env, device=device, **kwargs)
         with copied_export(Path(snapshot), repo_id) as folder:
             return cls.load_exported(folder, env, device, **kwargs)
 
     @classmethod
     def _load_pickles(
-        cls: type[SelfHubModel],
-        repo_id: str,
-        folder: Path,
-        env: GymEnv | str | None,
-        device: th.device | str,
-        **kwargs: Any,
+        cls: type[SelfHubModel], repo_id: str, folder: Path, env: GymEnv | str | None, **kwargs: Any
     ) -> SelfHubModel:
         """As :meth:`from_pretrained`, of the pickles in a folder that was downloaded."""
         names = sorted(path.name for path in folder.glob("*.zip") if path.name != METRICS)
@@ -170,7 +165,7 @@ class HubModel(Exportable):
             if venv is not None:
                 vec_normalize.set_venv(venv)
                 venv = vec_normalize
-        model = cls.load(folder / names[0], env=venv, device=device, **kwargs)
+        model = cls.load(folder / names[0], env=venv, **kwargs)
         if venv is None:
             model._vec_normalize_env = vec_normalize
         return model
