@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -289,7 +289,7 @@ def test_enjoy_normalizes_rewards_if_asked(command: Command) -> None:
 class Told(CartPoleEnv):
     """Counts how often it was made with which argument, and can be rendered."""
 
-    made: list[int] = []
+    made: ClassVar[list[int]] = []
 
     def __init__(self, number: int = 0, **kwargs: Any) -> None:
         self.made.append(number)

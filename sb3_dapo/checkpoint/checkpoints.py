@@ -341,15 +341,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], EnvState, dict[str, dic
             training = th.load(io.BytesIO(archive.read(TRAINING_ENTRY)), map_location="cpu", weights_only=True)
             if training["format"] != FORMAT:
                 raise ValueError(f"its format is {training['format']!r}, this version reads {FORMAT}")
-            env_state, callbacks = _Unpickler(io.BytesIO(archive.read(ENVIRONMENTS_ENTRY))).load()
+            env_state, callbacks = EntryUnpickler(io.BytesIO(archive.read(ENVIRONMENTS_ENTRY))).load()
         except Exception as error:  # whatever a parser may make of a damaged file
             raise ValueError(f"{path} cannot be resumed from: {error}") from error
     return training, env_state, callbacks
 
 
-class _Unpickler(pickle.Unpickler):
+class EntryUnpickler(pickle.Unpickler):
+    """Reads the entry of the environments, also that of version 0.1."""
+
     def find_class(self, module: str, name: str) -> Any:
-        # Where version 0.1.0 had it
         return EnvState if (module, name) == ("sb3_dapo.env_state", "EnvState") else super().find_class(module, name)
 
 

@@ -22,25 +22,21 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_dapo import DAPO
 from sb3_dapo.cli import DEFAULT_ALGO
-from sb3_dapo.hub import (
+from sb3_dapo.hub.card import Evaluation, model_card, python_section, write_card, write_results
+from sb3_dapo.hub.repository import (
     CONFIGS,
     CURVE,
     EXPORT,
     METRICS,
     STATISTICS_PICKLE,
     VIDEO,
-    Evaluation,
     entry_point,
     foreign_module,
-    model_card,
-    program,
-    python_section,
     read_description,
     requirement,
     upload,
-    write_card,
-    write_results,
 )
+from sb3_dapo.hub.sharing import program
 from sb3_dapo.zoo.agents import Agent
 from sb3_dapo.zoo.commands import replaced
 from sb3_dapo.zoo.evaluation import evaluate, learning_curve, random_scores
