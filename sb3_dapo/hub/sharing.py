@@ -165,10 +165,9 @@ class HubModel(Exportable):
             if venv is not None:
                 vec_normalize.set_venv(venv)
                 venv = vec_normalize
-        model = cls.load(folder / names[0], env=venv, **kwargs)
         if venv is None:
-            model._vec_normalize_env = vec_normalize
-        return model
+            kwargs["_vec_normalize_env"] = vec_normalize
+        return cls.load(folder / names[0], env=venv, **kwargs)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         self._env_id()
