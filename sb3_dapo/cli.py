@@ -8,8 +8,8 @@ import argparse
 import sys
 import traceback
 from argparse import ArgumentParser
-from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, reload
+from typing import NamedTuple
 
 from sb3_dapo import __version__
 
@@ -19,51 +19,32 @@ DEFAULT_ALGO = "dapo"
 REFUSING = {"sb3_dapo", "rl_zoo3", "stable_baselines3", "gymnasium"}
 
 
-@dataclass(frozen=True)
-class Command:
-    """
-    :param function: module of `sb3_dapo.zoo` and name of the function in it that parses `sys.argv` and does the work
-    :param help: what it does, in one line
-    :param defaults: arguments put before the user's, so that the user's win
-    """
+class Command(NamedTuple):
+    """A command, which a function of its name in a module of `sb3_dapo.zoo` runs as `sys.argv` says."""
 
-    function: tuple[str, str]
+    module: str
     help: str
-    defaults: tuple[str, ...] = ()
-
-    def run(self) -> None:
-        """Import what it needs, and do the work."""
-        import sb3_dapo.zoo
-
-        sb3_dapo.zoo.register()
-        module, name = self.function
-        getattr(import_module(f"sb3_dapo.zoo.{module}"), name)()
+    defaults: tuple[str, ...] = ()  # put before the user's, so that the user's win
 
 
 ALGO = ("--algo", DEFAULT_ALGO)
 COMMANDS = {
-    "train": Command(("commands", "train"), "train an agent, or search hyperparameters (-optimize)", ALGO),
-    "enjoy": Command(("commands", "enjoy"), "watch a trained agent", (*ALGO, "--folder", LOG_FOLDER)),
-    "record-video": Command(("video", "record_video"), "record a trained agent as mp4 or GIF"),
-    "plot": Command(("plot", "plot"), "draw score, divergence, KL, ratios and reuse of a run"),
-    "plot-train": Command(
-        ("zoo_plots", "plot_train"), "plot the scores of training episodes", (*ALGO, "--exp-folder", LOG_FOLDER)
-    ),
+    "train": Command("commands", "train an agent, or search hyperparameters (-optimize)", ALGO),
+    "enjoy": Command("commands", "watch a trained agent", (*ALGO, "--folder", LOG_FOLDER)),
+    "record-video": Command("video", "record a trained agent as mp4 or GIF"),
+    "plot": Command("plot", "draw score, divergence, KL, ratios and reuse of a run"),
+    "plot-train": Command("zoo_plots", "plot the scores of training episodes", (*ALGO, "--exp-folder", LOG_FOLDER)),
     "all-plots": Command(
-        ("zoo_plots", "all_plots"),
+        "zoo_plots",
         "plot and tabulate the evaluations of several runs",
         ("--algos", DEFAULT_ALGO, "--exp-folders", LOG_FOLDER),
     ),
-    "plot-from-file": Command(("zoo_plots", "plot_from_file"), "plot results saved by all-plots (rliable included)"),
-    "benchmark": Command(("commands", "benchmark"), "evaluate every trained agent and write a table"),
-    "random": Command(("evaluation", "random"), "score of a uniform random policy, for reference"),
-    "report": Command(
-        ("evaluation", "report"), "score of a trained agent beside the random policy's, and its learning curve"
-    ),
-    "push-to-hub": Command(("hub", "push_to_hub"), "upload a trained agent to the Hugging Face Hub, with a model card"),
-    "load-from-hub": Command(
-        ("hub", "load_from_hub"), "download an agent from the Hugging Face Hub into the log folder"
-    ),
+    "plot-from-file": Command("zoo_plots", "plot results saved by all-plots (rliable included)"),
+    "benchmark": Command("commands", "evaluate every trained agent and write a table"),
+    "random": Command("evaluation", "score of a uniform random policy, for reference"),
+    "report": Command("evaluation", "score of a trained agent beside the random policy's, and its learning curve"),
+    "push-to-hub": Command("hub", "upload a trained agent to the Hugging Face Hub, with a model card"),
+    "load-from-hub": Command("hub", "download an agent from the Hugging Face Hub into the log folder"),
 }
 
 
@@ -121,7 +102,10 @@ def main() -> None:
     # argparse takes the program's name in its messages from here
     sys.argv = [f"sb3-dapo {name}", *command.defaults, *sys.argv[2:]]
     try:
-        command.run()
+        zoo = import_module("sb3_dapo.zoo")
+        if not hasattr(zoo, "register"):
+            reload(zoo)
+        getattr(import_module(f"sb3_dapo.zoo.{command.module}"), name.replace("-", "_"))()
     except Exception as error:
         if not is_refusal(error):
             raise

@@ -14,16 +14,13 @@ from typing import Any
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dapo.cli import LOG_FOLDER, main
-from sb3_dapo.zoo.agents import make_env
+from sb3_dapo.zoo.evaluation import make_env
 from sb3_dapo.zoo.parsers import RunParser, TrainParser
 
 
 @contextmanager
 def replaced(owner: Any, **values: Any) -> Iterator[None]:
-    """
-    :param owner: module or class
-    :param values: what its attributes shall be, until the context ends
-    """
+    """Context in which attributes of a module or class have other values."""
     before = {name: getattr(owner, name) for name in values}
     try:
         for name, value in values.items():
@@ -35,11 +32,7 @@ def replaced(owner: Any, **values: Any) -> Iterator[None]:
 
 
 def replaced_parser(module: ModuleType, parser: Callable[..., argparse.ArgumentParser]) -> Any:
-    """
-    :param module: a module of the Zoo whose function creates a parser and reads the command line with it
-    :param parser: what it shall create instead of an `ArgumentParser`
-    :return: context in which it does so
-    """
+    """Context in which a module of the Zoo creates this parser instead of an `ArgumentParser`."""
     return replaced(module, argparse=SimpleNamespace(ArgumentParser=parser))
 
 
@@ -77,16 +70,12 @@ def benchmark() -> None:
 
     def call(command: list[str]) -> int:
         """Here and not in a new process, which would not know algorithms that this one has registered."""
-        arguments, sys.argv = sys.argv, ["sb3-dapo", "enjoy", *command[2:]]
-        try:
-            main()
-        except SystemExit as error:
-            return 1 if error.code else 0
-        except Exception:
-            traceback.print_exc()
-            return 1
-        finally:
-            sys.argv = arguments
+        with replaced(sys, argv=["sb3-dapo", "enjoy", *command[2:]]):
+            try:
+                main()
+            except (Exception, SystemExit):
+                traceback.print_exc()
+                return 1
         return 0
 
     # Own agents unless the user names a folder: the Zoo would first download all of its agents from the Hub
