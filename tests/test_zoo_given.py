@@ -240,8 +240,10 @@ def test_checkpoints_are_played_with_their_own_statistics(command: Command, coun
     ):
         for name, *short in PLAYS:
             counts.clear()
-            command(name, *named, *short, *which)
+            output = command(name, *named, *short, *which)
             assert counts == {steps + n_reset}, (name, which)
+            if name == "report" and which and which[0] != "--load-last-checkpoint":
+                assert f"-f logs {' '.join(which)} -n 5000" in output  # how to watch this one
     # Of an interrupted run
     (run / "CartPole-v1.zip").unlink()
     (run / "CartPole-v1" / "vecnormalize.pkl").unlink()
