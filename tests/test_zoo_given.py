@@ -26,7 +26,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 
 from sb3_dapo.arguments import arguments_of
-from sb3_dapo.checkpoint_statistics import vec_normalize_of
+from sb3_dapo.checkpoint import vec_normalize_of
 from sb3_dapo.zoo import register_algorithm
 from sb3_dapo.zoo.evaluation import read_hyperparameters
 from sb3_dapo.zoo.exp_manager import NOISE, check_keywords

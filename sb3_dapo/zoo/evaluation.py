@@ -26,7 +26,7 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
 
-from sb3_dapo.checkpoint_statistics import vec_normalize_of
+from sb3_dapo.checkpoint import vec_normalize_of
 from sb3_dapo.cli import DEFAULT_ALGO
 from sb3_dapo.zoo.exp_manager import BEST_STATISTICS, ExperimentManager
 from sb3_dapo.zoo.parsers import BEST_MODEL, CHECKPOINT_PREFIX, Assignments, agent_parser, positive

@@ -20,9 +20,11 @@ from huggingface_sb3.load_from_hub import strtobool
 from requests import RequestException
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_dapo import DAPO, hub
+from sb3_dapo import DAPO
 from sb3_dapo.cli import DEFAULT_ALGO
-from sb3_dapo.model_card import Evaluation, model_card, python_section
+from sb3_dapo.hub import card, repository
+from sb3_dapo.hub.card import Evaluation
+from sb3_dapo.hub.sharing import program
 from sb3_dapo.zoo.commands import replaced
 from sb3_dapo.zoo.evaluation import Agent, evaluate, learning_curve, random_scores
 from sb3_dapo.zoo.exp_manager import atari_wrapper_kwargs
@@ -79,7 +81,7 @@ def push_to_hub() -> None:
             attributes = Path(api.hf_hub_download(repo_id, ".gitattributes")).read_text()
             if "*.mp4" not in attributes:
                 (folder / ".gitattributes").write_text(f"{attributes}*.mp4 filter=lfs diff=lfs merge=lfs -text\n")
-            hub.upload(api, repo_id, folder, message)
+            repository.upload(api, repo_id, folder, message)
         except HfHubHTTPError as error:
             sys.exit(f"\nThe Hub refused {repo_id}: {error}\n\n{LOG_IN}")
         except UNREACHABLE as error:
@@ -92,25 +94,27 @@ def write_agent(folder: Path, agent: Agent, repo_id: ModelRepoId, args: argparse
     env = agent.make_env(args)
     model: Any = agent.load(args, env)
     write_zoo_files(folder, agent, model)
-    model.export(folder / hub.EXPORT)
+    model.export(folder / repository.EXPORT)
     env_id = agent.env.gym_id
     scores = evaluate(model, env, args.eval_episodes, agent.is_deterministic)
     random = random_scores(env_id, agent.hyperparams, agent.env_kwargs, args.n_envs, args.seed, args.eval_episodes)
     protocol = PROTOCOL.format(seed=args.seed, n_envs=args.n_envs, s="s" if args.n_envs > 1 else "")
     evaluation = Evaluation(scores, agent.is_deterministic, protocol, random)
-    hub.write_results(folder, evaluation)
+    card.write_results(folder, evaluation)
     if (agent.folder / "evaluations.npz").is_file():
         title = f"{agent.algo_class.__name__} on {env_id}"
-        learning_curve(agent.folder, title, scores, random, model.num_timesteps).savefig(folder / hub.CURVE, dpi=150)
+        learning_curve(agent.folder, title, scores, random, model.num_timesteps).savefig(
+            folder / repository.CURVE, dpi=150
+        )
     if not args.no_render:
         try:
             recorded = agent.make_env(args, render_mode="rgb_array")
-            record(agent, model, recorded, folder / "videos", args.n_timesteps).replace(folder / hub.VIDEO)
+            record(agent, model, recorded, folder / "videos", args.n_timesteps).replace(folder / repository.VIDEO)
         except Exception as error:  # of the environment, moviepy, or ffmpeg
             reason = "With --no-render there will be no video"
-            raise RuntimeError(f"no {hub.VIDEO} came of the recording: {error}. {reason}") from error
+            raise RuntimeError(f"no {repository.VIDEO} came of the recording: {error}. {reason}") from error
         shutil.rmtree(folder / "videos")
-    hub.write_card(folder, agent_card(agent, repo_id, folder, evaluation), env_id, evaluation)
+    card.write_card(folder, agent_card(agent, repo_id, folder, evaluation), env_id, evaluation)
 
 
 def write_zoo_files(folder: Path, agent: Agent, model: BaseAlgorithm) -> None:
@@ -121,12 +125,12 @@ def write_zoo_files(folder: Path, agent: Agent, model: BaseAlgorithm) -> None:
         archive.extractall(folder / name)
     vec_normalize = model.get_vec_normalize_env()
     if vec_normalize is not None:
-        vec_normalize.save(str(folder / hub.STATISTICS_PICKLE))
-    for file in hub.CONFIGS:
+        vec_normalize.save(str(folder / repository.STATISTICS_PICKLE))
+    for file in repository.CONFIGS:
         if (agent.folder / agent.env / file).is_file():
             shutil.copyfile(agent.folder / agent.env / file, folder / file)
     (folder / "env_kwargs.yml").write_text(yaml.dump(agent.env_kwargs))
-    with zipfile.ZipFile(folder / hub.METRICS, "w") as archive:
+    with zipfile.ZipFile(folder / repository.METRICS, "w") as archive:
         for path in [*agent.folder.glob("evaluations.npz"), *agent.folder.glob("*.csv")]:
             archive.write(path, path.name)
 
@@ -137,13 +141,15 @@ def write_zoo_files(folder: Path, agent: Agent, model: BaseAlgorithm) -> None:
 def agent_card(agent: Agent, repo_id: ModelRepoId, folder: Path, evaluation: Evaluation) -> str:
     """The model card, without metadata, of an agent whose folder is complete but for that."""
     env_id = agent.env.gym_id
-    description = hub.read_description(folder)
+    description = repository.read_description(folder)
     code = agent_program(agent, repo_id, evaluation.is_deterministic)
-    usage = python_section(description, code, hub.requirement(env_id, "zoo"), hub.foreign_module(env_id))
-    has_curve = (folder / hub.CURVE).is_file()
-    figures = f"![Learning curve: score over steps, and the random policy's]({hub.CURVE})" if has_curve else ""
+    usage = card.python_section(
+        description, code, repository.requirement(env_id, "zoo"), repository.foreign_module(env_id)
+    )
+    has_curve = (folder / repository.CURVE).is_file()
+    figures = f"![Learning curve: score over steps, and the random policy's]({repository.CURVE})" if has_curve else ""
     usage = f"{usage}\n\n{commands_section(agent, repo_id)}"
-    return model_card(description, env_id, evaluation, usage, training_section(agent), figures)
+    return card.model_card(description, env_id, evaluation, usage, training_section(agent), figures)
 
 
 def agent_program(agent: Agent, repo_id: str, is_deterministic: bool) -> str:
@@ -152,7 +158,7 @@ def agent_program(agent: Agent, repo_id: str, is_deterministic: bool) -> str:
     cls: type[DAPO] = agent.algo_class  # type: ignore[assignment]
     n_stack = hyperparams.get("frame_stack")
     if hyperparams.get("vec_env_wrapper") or (hyperparams.get("normalize") and n_stack):
-        return hub.program(cls, repo_id, None, Path())
+        return program(cls, repo_id, None, Path())
     imports, arguments = [], [f'"{env_id}"']
     function, wrapper_kwargs = "make_vec_env", atari_wrapper_kwargs(hyperparams)
     if wrapper_kwargs is not None:
@@ -167,7 +173,7 @@ def agent_program(agent: Agent, repo_id: str, is_deterministic: bool) -> str:
     imports += ["from stable_baselines3.common.evaluation import evaluate_policy"]
     imports += ["from stable_baselines3.common.vec_env import VecFrameStack"] if n_stack else []
     imports += [""]
-    if not hub.entry_point(env_id).startswith("gymnasium."):
+    if not repository.entry_point(env_id).startswith("gymnasium."):
         imports += ["import sb3_dapo.zoo  # registers the environments"]
     module = cls.__module__
     imports += [f"from {'sb3_dapo' if module.startswith('sb3_dapo.') else module} import {cls.__name__}"]

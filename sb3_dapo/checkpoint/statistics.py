@@ -8,7 +8,7 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_dapo.checkpoint import ENVIRONMENTS_ENTRY
+from sb3_dapo.checkpoint.checkpoints import ENVIRONMENTS_ENTRY, EntryUnpickler
 
 
 class _WithoutEnvironments(pickle.Unpickler):
@@ -28,7 +28,7 @@ def vec_normalize_of(path: str | Path, venv: VecEnv | None = None) -> VecNormali
     with zipfile.ZipFile(path) as archive:
         if ENVIRONMENTS_ENTRY not in archive.namelist():
             return None
-        env_state, _ = pickle.loads(archive.read(ENVIRONMENTS_ENTRY))
+        env_state, _ = EntryUnpickler(io.BytesIO(archive.read(ENVIRONMENTS_ENTRY))).load()
     for state in _WithoutEnvironments(io.BytesIO(env_state.wrappers_state)).load():
         if "ret_rms" in state:
             vec_normalize = VecNormalize.__new__(VecNormalize)
