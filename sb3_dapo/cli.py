@@ -6,17 +6,13 @@ Nothing but Python's own modules is imported before a command is chosen, so that
 
 import argparse
 import sys
-import traceback
 from argparse import ArgumentParser
 from importlib import import_module, reload
+from importlib.metadata import version
 from typing import NamedTuple
-
-from sb3_dapo import __version__
 
 LOG_FOLDER = "logs"
 DEFAULT_ALGO = "dapo"
-# Packages whose errors, before training begins, say what is wrong with the arguments
-REFUSING = {"sb3_dapo", "rl_zoo3", "stable_baselines3", "gymnasium"}
 
 
 class Command(NamedTuple):
@@ -71,27 +67,8 @@ examples:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
-    parser.add_argument("--version", action="version", version=f"sb3-dapo {__version__}")
+    parser.add_argument("--version", action="version", version=f"sb3-dapo {version('sb3-dapo')}")
     return parser
-
-
-def is_refusal(error: Exception) -> bool:
-    """
-    :param error: what a command raised
-    :return: whether this package, or a library that it calls, refuses what the user asked for, and says why. What goes
-        wrong in training, or in the user's own code, is none: there one needs to know where
-    """
-    import gymnasium as gym
-
-    from sb3_dapo.zoo.exp_manager import ExperimentManager
-
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
-    is_told = isinstance(error, (ValueError, FileNotFoundError, AssertionError, gym.error.Error)) and str(error) != ""
-    # "__main__" is a script of the Zoo
-    is_ours = packages[-1] in REFUSING and set(packages) <= REFUSING | sys.stdlib_module_names | {"__main__"}
-    is_training = ExperimentManager.learn.__code__ in [frame.f_code for frame in frames]
-    return is_told and is_ours and not is_training
 
 
 def main() -> None:
@@ -101,13 +78,13 @@ def main() -> None:
     command = COMMANDS[name]
     # argparse takes the program's name in its messages from here
     sys.argv = [f"sb3-dapo {name}", *command.defaults, *sys.argv[2:]]
+    zoo = import_module("sb3_dapo.zoo")
+    if not hasattr(zoo, "register"):
+        reload(zoo)
     try:
-        zoo = import_module("sb3_dapo.zoo")
-        if not hasattr(zoo, "register"):
-            reload(zoo)
         getattr(import_module(f"sb3_dapo.zoo.{command.module}"), name.replace("-", "_"))()
     except Exception as error:
-        if not is_refusal(error):
+        if not import_module("sb3_dapo.zoo.commands").is_refusal(error):
             raise
         parser.exit(2, f"{sys.argv[0]}: error: {' '.join(str(error).split())}\n")
 

@@ -13,7 +13,7 @@ __all__ = ["ExperimentManager", "register", "register_algorithm"]
 # command then imports it once more
 if sys.argv[:1] != ["-m"] or __name__ not in sys.orig_argv:
     try:
-        import rl_zoo3  # noqa: F401
+        import rl_zoo3.train
     except ModuleNotFoundError as error:
         if error.name != "rl_zoo3":
             raise
@@ -22,4 +22,5 @@ if sys.argv[:1] != ["-m"] or __name__ not in sys.orig_argv:
     from sb3_dapo.zoo.exp_manager import ExperimentManager
     from sb3_dapo.zoo.registration import register, register_algorithm
 
+    setattr(rl_zoo3.train, "ExperimentManager", ExperimentManager)  # noqa: B010  # the name that its train() looks up
     register()

@@ -11,11 +11,30 @@ from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dapo.cli import LOG_FOLDER, main
 from sb3_dapo.zoo.evaluation import make_env
+from sb3_dapo.zoo.exp_manager import ExperimentManager
 from sb3_dapo.zoo.parsers import RunParser, TrainParser
+
+# Packages whose errors, before training begins, say what is wrong with the arguments
+REFUSING = {"sb3_dapo", "rl_zoo3", "stable_baselines3", "gymnasium"}
+
+
+def is_refusal(error: Exception) -> bool:
+    """
+    Whether this package, or a library that it calls, refuses what the user asked for, and says why. What goes wrong in
+    training, or in the user's own code, is none: there one needs to know where.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    is_told = isinstance(error, (ValueError, FileNotFoundError, AssertionError, gym.error.Error)) and str(error) != ""
+    # "__main__" is a script of the Zoo
+    is_ours = packages[-1] in REFUSING and set(packages) <= REFUSING | sys.stdlib_module_names | {"__main__"}
+    is_training = ExperimentManager.learn.__code__ in [frame.f_code for frame in frames]
+    return is_told and is_ours and not is_training
 
 
 @contextmanager

@@ -3,16 +3,14 @@
 import importlib.util
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import rl_zoo3.train
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_onpolicy_params
 from rl_zoo3.utils import ALGOS
 
-import sb3_dapo
 from sb3_dapo import DAPO
 from sb3_dapo.cli import DEFAULT_ALGO
 from sb3_dapo.zoo.hyperparams_opt import sample_dapo_params
@@ -31,14 +29,10 @@ def register() -> None:
     Register the algorithms of this package whose extra is installed, and the MinAtar games if `minatar` is. Calling it
     again changes nothing.
     """
-    from sb3_dapo.zoo.exp_manager import ExperimentManager
-
     for name, (class_name, sampler) in BUILT_IN.items():
         with suppress(AttributeError, ModuleNotFoundError):  # its extra is not installed
             if name not in CONF_FILES:
-                register_algorithm(name, getattr(sb3_dapo, class_name), sampler=sampler)
-    # The name that the Zoo's `train()` looks up
-    setattr(rl_zoo3.train, "ExperimentManager", ExperimentManager)  # noqa: B010
+                register_algorithm(name, getattr(import_module("sb3_dapo"), class_name), sampler=sampler)
     if importlib.util.find_spec("minatar") is not None and "MinAtar/Asterix-v1" not in gym.registry:
         import minatar.gym
 
