@@ -111,18 +111,8 @@ def make_env(
     **kwargs: Any,
 ) -> VecEnv:
     """
-    The environment as the Zoo's `enjoy` makes it, without a window, and with the statistics of the model's own.
-
-    :param env_id: environment
-    :param hyperparams: hyperparameters of the run, of which the wrappers are used
-    :param env_kwargs: arguments for the environment
-    :param n_envs: number of copies
-    :param seed: seed of the first copy
-    :param stats_path: folder of the run's hyperparameters and statistics; `None`: neither normalized nor stacked
-    :param model_path: the model that will play, if it is not that of the run's end
-    :param norm_reward: normalize rewards too
-    :param kwargs: further arguments of the Zoo's `create_test_env`
-    :return: vectorized environment
+    The Zoo's `create_test_env`, without a window, and with the statistics of the model that will play, by default the
+    run's last. Without `stats_path`, the folder of the run's hyperparameters, neither normalized nor stacked.
     """
     kwargs = {"should_render": False, "vec_env_cls": DummyVecEnv, **kwargs}
     # The Zoo empties the hyperparameters

@@ -62,11 +62,7 @@ def conf_file(algo: str) -> str | None:
 
 
 def parse_schedule(name: str, text: str) -> SimpleLinearSchedule | Controller:
-    """
-    :param name: argument that the text is for
-    :param text: `lin_x`, and for `divergence_coef` also `adaptive_x` and `dual_x`, where x is the target divergence
-    :return: schedule that falls linearly from x to 0, or controller
-    """
+    """What `lin_x` stands for, and for `divergence_coef` also `adaptive_x` and `dual_x`, with the target x."""
     kinds: dict[str, Callable[[float], SimpleLinearSchedule | Controller]] = {"lin": SimpleLinearSchedule}
     if name == "divergence_coef":
         kinds |= {"adaptive": AdaptiveController, "dual": DualController}
