@@ -260,6 +260,22 @@ def test_checkpoints_are_played_with_their_own_statistics(command: Command, coun
         assert counts == {512 + n_reset}
 
 
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_training_goes_on_from_an_agent_with_its_own_statistics(
+    command: Command, counts: set[float], is_interrupted: bool
+) -> None:
+    command("train", *CARTPOLE, "-n", "384", "--save-freq", "128", *SHORT, *NORMALIZED)
+    if is_interrupted:
+        (RUN / "CartPole-v1" / "vecnormalize.pkl").unlink()
+    for agent, steps in (("rl_model_256_steps.zip", 256), ("rl_model_384_steps.zip", 384)):
+        counts.clear()
+        command("train", *CARTPOLE, "-n", "128", *SHORT, *NORMALIZED, "-i", str(RUN / agent))
+        assert min(counts) == steps + 4 + 4  # the first observations of both runs
+    if is_interrupted:
+        with pytest.warns(UserWarning, match="no statistics of VecNormalize for .*They begin anew"):
+            command("train", *CARTPOLE, "-n", "128", *SHORT, *NORMALIZED, "-i", str(RUN / "CartPole-v1.zip"))
+
+
 def test_older_runs_tell_that_a_checkpoint_has_no_statistics(command: Command, counts: set[float], capsys) -> None:
     named = (*CARTPOLE, "--algo", "ppo", "--load-checkpoint", "128", "--no-render", "-n", "2")
     command("train", *CARTPOLE, "--algo", "ppo", "-n", "256", "--save-freq", "128", *SHORT, *NORMALIZED)

@@ -2,10 +2,8 @@
 
 import argparse
 import os
-import pickle
 import shutil
 import sys
-import warnings
 from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
@@ -24,11 +22,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, unwrap_vec_normalize
 
-from sb3_dapo.checkpoint import vec_normalize_of
 from sb3_dapo.cli import DEFAULT_ALGO
-from sb3_dapo.zoo.exp_manager import BEST_STATISTICS, ExperimentManager
+from sb3_dapo.zoo.exp_manager import ExperimentManager, read_statistics
 from sb3_dapo.zoo.parsers import BEST_MODEL, CHECKPOINT_PREFIX, Assignments, agent_parser, positive
 from sb3_dapo.zoo.runs import check_env, checkpoint_steps, import_packages, read_config, read_train_args
 
@@ -128,27 +125,6 @@ def make_env(
     if stats_path is not None and hyperparams.get("frame_stack"):
         env = VecFrameStack(env, hyperparams["frame_stack"])
     return env
-
-
-def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
-    """`VecNormalize` as it was when a model of a run was saved, by default the last one."""
-    path = folder / "vecnormalize.pkl"  # of the end; of the best model until then
-    if model_path is not None and model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
-        statistics = vec_normalize_of(model_path)
-        if statistics is not None:
-            return statistics
-        # What SB3 writes beside its checkpoints, for the Zoo's other algorithms
-        own = model_path.with_name(f"{CHECKPOINT_PREFIX}_vecnormalize_{checkpoint_steps(model_path)}_steps.pkl")
-    else:
-        own = folder / BEST_STATISTICS if model_path is not None and model_path.name == BEST_MODEL else path
-    if not own.is_file() and path.is_file():
-        warnings.warn(f"{model_path} has no statistics of VecNormalize, those of {path} are used", stacklevel=2)
-        own = path
-    if not own.is_file():
-        raise ValueError(f"there are no statistics of VecNormalize for {model_path}: {own} does not exist")
-    with own.open("rb") as file:
-        read: VecNormalize = pickle.load(file)
-    return read
 
 
 class RandomPolicy:
