@@ -84,15 +84,13 @@ class Agent:
 
     def load(self, args: argparse.Namespace, env: VecEnv) -> BaseAlgorithm:
         """Its model, to play in `env`."""
-        kwargs: dict[str, Any] = {}
+        kwargs: dict[str, Any] = {"_vec_normalize_env": unwrap_vec_normalize(env)}
         if issubclass(self.algo_class, OffPolicyAlgorithm):  # nothing is learned, so nothing is kept
-            kwargs = {"buffer_size": 1, "optimize_memory_usage": False}
+            kwargs |= {"buffer_size": 1, "optimize_memory_usage": False}
             if "HerReplayBuffer" in str(self.hyperparams.get("replay_buffer_class")):
                 kwargs["env"] = env
         # Otherwise without it, as a model may be bound to the kind of environment that it was trained in
-        model = self.algo_class.load(self.model_path, seed=args.seed, device=args.device, **kwargs)
-        model._vec_normalize_env = unwrap_vec_normalize(env)
-        return model
+        return self.algo_class.load(self.model_path, seed=args.seed, device=args.device, **kwargs)
 
 
 def make_env(
