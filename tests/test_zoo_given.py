@@ -130,20 +130,27 @@ def test_resume_takes_hyperparameters_from_another_file(command: Command, cut: P
 
 def test_resume_builds_the_environments_that_are_asked_for(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[float] = []
+    played: set[float] = set()
 
     class Pendulum(PendulumEnv):
         def __init__(self, g: float = 10.0, **kwargs: Any) -> None:
             made.append(g)
             super().__init__(g=g, **kwargs)
 
+        def step(self, action: np.ndarray) -> Any:
+            played.add(self.g)
+            return super().step(action)
+
     monkeypatch.setitem(gym.registry, "Own-v0", gym.envs.registration.EnvSpec("Own-v0", Pendulum))
     small = ("--hyperparams", "n_steps:64", "env_kwargs:dict(g=9.0)")
     command("train", "--env", "Own-v0", "-n", "64", "--save-freq", "64", *SHORT, *small)
-    assert set(made) == {9.0}
+    assert set(made) == played == {9.0}
     made.clear()
+    played.clear()
     command("train", "--env", "Own-v0", "--resume", "-n", "128", "--env-kwargs", "g:8.0")
     run = Path("logs/dapo/Own-v0_1")
-    assert set(made) == {8.0} and saved("args", run)["env_kwargs"] == saved("config", run)["env_kwargs"] == {"g": 8.0}
+    assert set(made) == played == {8.0}
+    assert saved("args", run)["env_kwargs"] == saved("config", run)["env_kwargs"] == {"g": 8.0}
     made.clear()
     command("train", "--env", "Own-v0", "--resume", "-n", "192")
     command("enjoy", "--env", "Own-v0", "--no-render", "-n", "2")
@@ -251,6 +258,22 @@ def test_checkpoints_are_played_with_their_own_statistics(command: Command, coun
         counts.clear()
         command(name, *named, *short, "--load-last-checkpoint")
         assert counts == {512 + n_reset}
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_training_goes_on_from_an_agent_with_its_own_statistics(
+    command: Command, counts: set[float], is_interrupted: bool
+) -> None:
+    command("train", *CARTPOLE, "-n", "384", "--save-freq", "128", *SHORT, *NORMALIZED)
+    if is_interrupted:
+        (RUN / "CartPole-v1" / "vecnormalize.pkl").unlink()
+    for agent, steps in (("rl_model_256_steps.zip", 256), ("rl_model_384_steps.zip", 384)):
+        counts.clear()
+        command("train", *CARTPOLE, "-n", "128", *SHORT, *NORMALIZED, "-i", str(RUN / agent))
+        assert min(counts) == steps + 4 + 4  # the first observations of both runs
+    if is_interrupted:
+        with pytest.warns(UserWarning, match="no statistics of VecNormalize for .*They begin anew"):
+            command("train", *CARTPOLE, "-n", "128", *SHORT, *NORMALIZED, "-i", str(RUN / "CartPole-v1.zip"))
 
 
 def test_older_runs_tell_that_a_checkpoint_has_no_statistics(command: Command, counts: set[float], capsys) -> None:

@@ -3,8 +3,10 @@
 import argparse
 import difflib
 import os
+import pickle
 import shutil
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -23,14 +25,14 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sb3_dapo.arguments import SCHEDULED, arguments_of
-from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until
+from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until, vec_normalize_of
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
-from sb3_dapo.zoo.parsers import CHECKPOINT_PREFIX
+from sb3_dapo.zoo.parsers import BEST_MODEL, CHECKPOINT_PREFIX
 from sb3_dapo.zoo.registration import CONF_FILES
 from sb3_dapo.zoo.runs import checkpoint_steps, no_frameskip_id, read_config
 
@@ -62,11 +64,7 @@ def conf_file(algo: str) -> str | None:
 
 
 def parse_schedule(name: str, text: str) -> SimpleLinearSchedule | Controller:
-    """
-    :param name: argument that the text is for
-    :param text: `lin_x`, and for `divergence_coef` also `adaptive_x` and `dual_x`, where x is the target divergence
-    :return: schedule that falls linearly from x to 0, or controller
-    """
+    """What `lin_x` stands for, and for `divergence_coef` also `adaptive_x` and `dual_x`, with the target x."""
     kinds: dict[str, Callable[[float], SimpleLinearSchedule | Controller]] = {"lin": SimpleLinearSchedule}
     if name == "divergence_coef":
         kinds |= {"adaptive": AdaptiveController, "dual": DualController}
@@ -139,6 +137,27 @@ def episode_of(info: Any) -> tuple[Any, Any] | None:
         return (np.asarray(episode["r"]).item(), np.asarray(episode["l"]).item())  # type: ignore[index]
     except (IndexError, KeyError, TypeError, ValueError):
         return None
+
+
+def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
+    """`VecNormalize` as it was when a model of a run was saved, by default the last one."""
+    path = folder / "vecnormalize.pkl"  # of the end; of the best model until then
+    if model_path is not None and model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
+        statistics = vec_normalize_of(model_path)
+        if statistics is not None:
+            return statistics
+        # What SB3 writes beside its checkpoints, for the Zoo's other algorithms
+        own = model_path.with_name(f"{CHECKPOINT_PREFIX}_vecnormalize_{checkpoint_steps(model_path)}_steps.pkl")
+    else:
+        own = folder / BEST_STATISTICS if model_path is not None and model_path.name == BEST_MODEL else path
+    if not own.is_file() and path.is_file():
+        warnings.warn(f"{model_path} has no statistics of VecNormalize, those of {path} are used", stacklevel=2)
+        own = path
+    if not own.is_file():
+        raise ValueError(f"there are no statistics of VecNormalize for {model_path}: {own} does not exist")
+    with own.open("rb") as file:
+        read: VecNormalize = pickle.load(file)
+    return read
 
 
 class RunCallback(BaseCallback):
@@ -426,3 +445,17 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             **(self.eval_env_kwargs if eval_env else self.env_kwargs),
         )
         return self._maybe_normalize(env, eval_env)
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        if not (self.trained_agent and self.normalize) or self.checkpoint is not None:
+            return super()._maybe_normalize(env, eval_env)
+        agent = Path(self.trained_agent)
+        try:
+            statistics = read_statistics(agent.parent / self.env_name, agent)
+        except ValueError as error:
+            warnings.warn(f"{error}. They begin anew", stacklevel=2)
+            return super()._maybe_normalize(env, eval_env)
+        statistics.set_venv(env)
+        statistics.training = not eval_env
+        statistics.norm_reward = statistics.norm_reward and not eval_env
+        return statistics
