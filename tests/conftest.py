@@ -1,4 +1,6 @@
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch as th
@@ -33,3 +35,26 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def command(empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Run `sb3-dapo` with arguments in an empty folder, return what it prints."""
     return runner(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """
+    A Ray cluster of one node with 5 CPUs and a store of 120 MB, to which this process is connected. Tests that use it
+    are in the group "ray" (of pytest-xdist), so that one process starts it once.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        # Actors import workers from the modules of the tests
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        from ray.cluster_utils import Cluster as Nodes
+
+        from sb3_dapo.distributed.cluster import Cluster
+
+        # Ray notices the loss of a node after some 4 seconds, not 15
+        health = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 2000}
+        head = {"num_cpus": 5, "object_store_memory": 120_000_000, "include_dashboard": False, "_system_config": health}
+        nodes = Nodes(initialize_head=True, head_node_args=head)
+        with Cluster(nodes.address):
+            yield nodes
+        nodes.shutdown()
