@@ -24,9 +24,9 @@ train: $(INSTALLED)
 		-f $(LOGS) -tb $(LOGS)/tensorboard --eval-freq $$(($(STEPS) / 8)) --n-eval-envs 5
 	$(BIN)/sb3-dapo report --algo $(ALGO) --env $(ENV) -f $(LOGS) --seed $(SEED)
 
-# One thread for each of the two workers; tests of one group (those that share a Ray cluster) go to the same worker
+# One thread for each of the two workers
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 check: $(INSTALLED) docs
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 from sb3_dapo.distributed.cluster import Cluster, check_room  # noqa: E402
 from sb3_dapo.distributed.pool import ActorPool, ActorsLostError, Result, WorkerError  # noqa: E402
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("ray_cluster")]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 N_CPUS = 5
 
@@ -77,6 +77,12 @@ def do(pool: ActorPool, actor: int, method: str, *args: Any) -> Any:
     return [result.value for result in finish(pool)]
 
 
+def wait_until_done(pool: ActorPool) -> None:
+    """Until all tasks are, without taking their results, as a slow learner would find them."""
+    refs = list(pool._pending)
+    assert len(ray.wait(refs, num_returns=len(refs), timeout=60.0)[0]) == len(refs)
+
+
 def process_lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -92,7 +98,7 @@ def test_results_come_in_the_order_of_submission(pool: ActorPool) -> None:
     for actor, seconds in ((2, 0.3), (0, 0.2), (1, 0.0)):
         pool.submit(actor, "work", seconds, f"task of {actor}")
     assert pool.busy == [2, 0, 1]
-    time.sleep(0.6)
+    wait_until_done(pool)
     before = list(pool.n_tasks)
     expected = [Result(2, 0, "task of 2"), Result(0, 0, "task of 0"), Result(1, 0, "task of 1")]
     assert list(pool.drain()) == expected
@@ -101,11 +107,11 @@ def test_results_come_in_the_order_of_submission(pool: ActorPool) -> None:
 
 
 def test_what_is_ready_is_yielded_without_waiting_for_the_rest(pool: ActorPool) -> None:
-    pool.submit(0, "work", 1.5)
+    pool.submit(0, "work", 3.0)
     pool.submit(1, "work", 0.2, "soon")
     before, began = pool.time_waited, time.monotonic()
     assert [result.value for result in pool.drain()] == ["soon"]
-    assert 0.1 < pool.time_waited - before < time.monotonic() - began < 1.5
+    assert 0.1 < pool.time_waited - before < time.monotonic() - began < 3.0
     assert list(pool.drain(timeout=0.1)) == []
     assert (pool.idle, pool.busy) == ([1, 2, 3], [0])
 
@@ -115,12 +121,12 @@ def test_nobody_starves_when_the_learner_is_slow(pool: ActorPool) -> None:
     while len(taken) < 60:
         for actor in pool.idle:
             pool.submit(actor, "work")
+        wait_until_done(pool)
         # Of 4 results that are there, it takes 2 at a time
         for result in pool.drain():
             taken.append(result.actor)
             if len(taken) % 2 == 0:
                 break
-        time.sleep(0.02)
     counts = np.bincount(taken, minlength=4)
     assert counts.max() - counts.min() <= 1, counts
     assert np.subtract(pool.n_tasks, before).tolist() == counts.tolist()
@@ -244,7 +250,7 @@ def test_actor_that_died_while_idle_is_replaced(make_pool: Callable[..., ActorPo
 
 @pytest.mark.parametrize("how", ["sleeps", "stopped"])
 def test_actor_that_hangs_is_replaced(make_pool: Callable[..., ActorPool], how: str) -> None:
-    pool = make_pool(Worker, 2, task_timeout=1.0)
+    pool = make_pool(Worker, 2, task_timeout=2.0)
     (fact,) = do(pool, 0, "facts")
     began = time.monotonic()
     if how == "sleeps":
@@ -254,7 +260,7 @@ def test_actor_that_hangs_is_replaced(make_pool: Callable[..., ActorPool], how: 
     # One that is slow, but in time, is left alone
     pool.submit(1, "work", 0.5, "in time")
     assert [result.value for result in finish(pool)] == ["in time"]
-    assert 0.9 < time.monotonic() - began < 10.0
+    assert 1.9 < time.monotonic() - began < 10.0
     pool.wait_until_ready()
     assert pool.generations == [1, 0]
     assert do(pool, 0, "work") == [1]
@@ -305,7 +311,8 @@ def test_deaths_long_ago_are_forgotten(make_pool: Callable[..., ActorPool]) -> N
 def test_result_that_waited_for_a_slow_learner_is_not_late(make_pool: Callable[..., ActorPool]) -> None:
     pool = make_pool(Worker, 1, task_timeout=1.0)
     pool.submit(0, "work", 0.0, "early")
-    time.sleep(1.5)
+    wait_until_done(pool)
+    time.sleep(1.0)
     assert [result.value for result in pool.drain()] == ["early"]
     assert pool.n_restarts == 0
 
@@ -390,8 +397,8 @@ def test_without_a_place_for_a_successor_the_others_go_on(
     with pytest.raises(ActorsLostError, match=r"no place for actor 0: of 5 CPUs \S+ are not in use; waited 1 s"):
         pool.wait_until_ready()
     ray.kill(other)
-    pool.setup_timeout = 60.0
-    pool.wait_until_ready()
+    while 0 not in pool.idle:
+        list(pool.drain())
     assert pool.generations == [1, 0]
 
 
@@ -449,11 +456,11 @@ def second_node(ray_cluster: Any) -> Iterator[Any]:
 def test_lost_node_costs_only_its_actors(
     second_node: Any, make_pool: Callable[..., ActorPool], ray_cluster: Any
 ) -> None:
-    pool = make_pool(Worker, 6, cpus_per_actor=1, task_timeout=2.0)
+    pool = make_pool(Worker, 6, cpus_per_actor=1, task_timeout=3.0)
     # What was done in time on another node is not late when the learner comes late, though it is not here yet
     for actor in range(6):
         pool.submit(actor, "array", 1_000_000, actor)
-    time.sleep(2.5)
+    time.sleep(3.2)
     assert sorted(int(result.value[0]) for result in finish(pool)) == list(range(6))
     assert pool.n_restarts == 0
     ray_cluster.remove_node(second_node, allow_graceful=False)
@@ -468,7 +475,7 @@ def test_lost_node_costs_only_its_actors(
             counts[result.actor] += pool.n_alive == 4
     assert sorted(counts)[:2] == [0, 0]
     assert min(sorted(counts)[2:]) >= 8
-    assert max(pauses) < 1.0
+    assert max(pauses) < 3.0
     finish(pool)
     ray_cluster.add_node(num_cpus=2, object_store_memory=120_000_000)
     pool.wait_until_ready()
