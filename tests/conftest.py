@@ -66,9 +66,10 @@ def ray_cluster() -> Iterator[Any]:
 
         from sb3_dapo.distributed.cluster import Cluster
 
-        # Ray notices the loss of a node after some 4 seconds, not 15
-        health = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 2000}
-        head = {"num_cpus": 5, "object_store_memory": 120_000_000, "include_dashboard": False, "_system_config": health}
+        # Ray notices the loss of a node after some 4 seconds, not 15, and doesn't let other processes go first
+        system = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 2000}
+        system["worker_niceness"] = 0
+        head = {"num_cpus": 5, "object_store_memory": 120_000_000, "include_dashboard": False, "_system_config": system}
         nodes = Nodes(initialize_head=True, head_node_args=head)
         with Cluster(nodes.address):
             yield nodes
