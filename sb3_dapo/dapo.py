@@ -1,15 +1,16 @@
 """Divergence-Augmented Policy Optimization."""
 
+import sys
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,42 +18,26 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
-from torch.nn import functional as F
 
-from sb3_dapo.arguments import SCHEDULED, check, check_arguments, check_int, check_number, warn_of_settings
-from sb3_dapo.buffers import RolloutRing, RolloutRingSamples, StepRecorder
-from sb3_dapo.checkpoint import Resumption, RolloutStart, collecting, load_checkpoint, save_checkpoint
+from sb3_dapo.acting import ActingPolicy, OverlappingPolicy, RecordingCallback, RolloutSource, check_overlap
+from sb3_dapo.arguments import RANGES, SCHEDULED, Range, arguments_of, check, check_arguments, check_number
+from sb3_dapo.buffers import RolloutRing, RolloutRingSamples
+from sb3_dapo.checkpoint.checkpoints import Checkpoints
 from sb3_dapo.controllers import Controller
 from sb3_dapo.divergences import Divergence, get_divergence
-from sb3_dapo.estimators import MAX_LOG_RATIO, importance_ratios
-from sb3_dapo.export import export_model, load_model
+from sb3_dapo.fast import set_fast
 from sb3_dapo.faults import NonFiniteError
-from sb3_dapo.hub import from_pretrained, push_to_hub
-from sb3_dapo.overlap import check_overlap, overlapping
-from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, set_fast
+from sb3_dapo.hub import HubModel
+from sb3_dapo.loss import LossSettings, Stats, dapo_loss, kl_terms, summarize
+from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
 
-# Truncation of the importance ratios that weight the value loss
-MAX_VALUE_WEIGHT = 3.0
-
-# Logged as "train/...", in the order of DAPO._summarize
-LOGGED_MEANS = (
-    "loss",
-    "policy_gradient_loss",
-    "value_loss",
-    "entropy_loss",
-    "divergence_loss",
-    "divergence",
-    "approx_kl",
-    "behavior_kl",
-    "clip_fraction",
-    "ratio_mean",
-    "rho_clip_fraction",
-)
+# Arguments that the network and the environments are made with
+FIXED = ("policy_class", "policy_kwargs", "use_sde", "rollout_buffer_class", "rollout_buffer_kwargs")
 
 
-class DAPO(PPO):
+class DAPO(Checkpoints, HubModel, PPO):
     """
     Divergence-Augmented Policy Optimization (DAPO).
 
@@ -122,7 +107,10 @@ class DAPO(PPO):
         values and log-probs known from each transition's last visit. Costs a forward pass per epoch
     :param nonfinite: what to do with a minibatch whose loss or gradient is NaN or infinite: ``"raise"`` a
         :class:`~sb3_dapo.faults.NonFiniteError`, or ``"skip"`` it and count it in ``train/skipped_minibatches``.
-        Observations, values and log-probs that are not finite always raise, as nothing could act on them
+        Values and log-probs that are not finite always raise, as nothing could act on them, and observations do unless
+        ``allow_nonfinite_observations`` is set
+    :param allow_nonfinite_observations: let NaN and infinity in observations pass: for policies that mask them, or
+        never read them
     :param optimize_memory_usage: keep each frame of stacked images once, instead of as often as it is stacked
     :param fast: compute the Nature CNN and Adam in faster forms, equal within float tolerance. ``None``: unless the
         settings are PPO's special case, which is equal bit for bit only in SB3's own forms
@@ -140,11 +128,32 @@ class DAPO(PPO):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    argument_ranges: ClassVar[dict[str, Range]] = RANGES
+    """What its arguments that are numbers may be."""
+    acting_policy_class: ClassVar[type[ActingPolicy] | None] = None
+    """What stands for the policy while a rollout is collected, if it is not the policy itself."""
+
     rollout_buffer: RolloutRing
-    divergence: Divergence
     normalize_advantage: bool | Literal["rms"]  # type: ignore[assignment]
-    _rollout_start: RolloutStart | None = None
-    _resumption: Resumption | None = None
+    divergence: Divergence
+    divergence_coef: float | Schedule | Controller
+    divergence_steps: int | None
+    divergence_lambda: float | None
+    divergence_c_bar: float
+    rho_bar: float
+    c_bar: float
+    n_rollouts: int
+    advantage: Literal["vtrace", "vtrace_gae", "gae"]
+    policy_loss: Literal["clip", "plain", "clip_augmented"]
+    clip_center: Literal["behavior", "old"]
+    exact_targets: bool
+    nonfinite: Literal["raise", "skip"]
+    allow_nonfinite_observations: bool
+    optimize_memory_usage: bool
+    fast: bool | None
+    autocast: bool
+    overlap: bool
+    compile: bool
     _parameters_replaced = False  # since the last update, by others than the optimizer
 
     def __init__(
@@ -189,128 +198,214 @@ class DAPO(PPO):
         clip_center: Literal["behavior", "old"] = "behavior",
         exact_targets: bool = False,
         nonfinite: Literal["raise", "skip"] = "raise",
+        allow_nonfinite_observations: bool = False,
         optimize_memory_usage: bool = False,
         fast: bool | None = None,
         autocast: bool = False,
         overlap: bool = False,
         compile: bool = False,
     ) -> None:
-        is_env = isinstance(env, str | gym.Env | VecEnv) or (env is None and not _init_setup_model)
-        check("env", env, is_env, "an id, a gymnasium.Env or a VecEnv")
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        _check_env(env, is_needed=_init_setup_model)
         check("policy", policy, isinstance(policy, str | type), "the name of a policy or a class")
-        for name, value in (("n_steps", n_steps), ("batch_size", batch_size), ("n_rollouts", n_rollouts)):
-            check_int(name, value, 1)
+        check_number("n_steps", n_steps, self.argument_ranges["n_steps"])  # with which PPO computes
         for name in ("n_rollouts", "optimize_memory_usage"):
             is_once = name not in (rollout_buffer_kwargs or {})
-            check("rollout_buffer_kwargs", rollout_buffer_kwargs, is_once, f"without {name!r}, an argument of DAPO")
+            allowed = f"without {name!r}, an argument of {type(self).__name__}"
+            check("rollout_buffer_kwargs", rollout_buffer_kwargs, is_once, allowed)
+        for_ppo = {name: arguments.pop(name) for name in arguments_of(PPO)}
+        # PPO would warn of a batch size that is no factor of one rollout, though K of them are shuffled, and assert
+        # that it is large enough to normalize advantages
+        for_ppo |= {"batch_size": 1, "normalize_advantage": False, "_init_setup_model": False}
         try:
-            super().__init__(
-                policy,
-                env,
-                learning_rate=learning_rate,
-                n_steps=n_steps,
-                batch_size=1,  # PPO would warn if it were no factor of one rollout, though K of them are shuffled
-                n_epochs=n_epochs,
-                gamma=gamma,
-                gae_lambda=gae_lambda,
-                clip_range=clip_range,
-                clip_range_vf=clip_range_vf,
-                normalize_advantage=False,  # PPO would assert on the batch size, which check_arguments looks at
-                ent_coef=ent_coef,
-                vf_coef=vf_coef,
-                max_grad_norm=max_grad_norm,
-                use_sde=use_sde,
-                sde_sample_freq=sde_sample_freq,
-                rollout_buffer_class=rollout_buffer_class,
-                rollout_buffer_kwargs=rollout_buffer_kwargs,
-                target_kl=target_kl,
-                stats_window_size=stats_window_size,
-                tensorboard_log=tensorboard_log,
-                policy_kwargs=policy_kwargs,
-                verbose=verbose,
-                seed=seed,
-                device=device,
-                _init_setup_model=False,
-            )
+            super().__init__(**for_ppo)
         except AssertionError as error:  # SB3's way to refuse an action space
             raise ValueError(str(error)) from error
-        self.batch_size = batch_size
-        self.normalize_advantage = normalize_advantage
-        self.divergence = divergence  # type: ignore[assignment]
-        self.divergence_coef = divergence_coef
-        self.divergence_steps = divergence_steps
-        self.divergence_lambda = divergence_lambda
-        self.divergence_c_bar = divergence_c_bar
-        self.rho_bar = rho_bar
-        self.c_bar = c_bar
-        self.n_rollouts = n_rollouts
-        self.advantage = advantage
-        self.policy_loss = policy_loss
-        self.clip_center = clip_center
-        self.exact_targets = exact_targets
-        self.nonfinite = nonfinite
-        self.optimize_memory_usage = optimize_memory_usage
-        self.fast = fast
-        self.autocast = autocast
-        self.overlap = overlap
-        self.compile = compile
+        self.batch_size, self.normalize_advantage = batch_size, normalize_advantage
+        vars(self).update(arguments)
         self._policy_version = 0  # updates that the policy has seen
 
         if _init_setup_model:
             self._setup_model()
         if self.env is not None:
-            warn_of_settings(self)
+            self._warn_of_settings()
+
+    # --- settings -------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
         # Here and not in __init__, as load() sets the attributes after __init__
-        check_arguments(self)
-        self.divergence = get_divergence(self.divergence)
-        self.divergence.check_action_space(self.action_space)
+        self._check_arguments()
         for name in SCHEDULED:
             if isinstance(getattr(self, name), np.number):  # which SB3's schedules do not know
                 setattr(self, name, float(getattr(self, name)))
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = RolloutRing
-        self.rollout_buffer_kwargs = {
-            **self.rollout_buffer_kwargs,
-            "n_rollouts": self.n_rollouts,
-            "optimize_memory_usage": self.optimize_memory_usage,
-        }
+        self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, **self._ring_settings()}
         try:
             super()._setup_model()
         except AssertionError as error:
             raise ValueError(str(error)) from error
-        if isinstance(self.divergence_coef, Controller):
-            self.divergence_coef = deepcopy(self.divergence_coef)  # it adapts to one model
-        else:
-            self.divergence_coef = FloatSchedule(self.divergence_coef)
+        self._fixed = {name: getattr(self, name) for name in FIXED}
+        self._applied_learning_rate = self.learning_rate
+        self._own_controller: Controller | None = None
+        self._tried_to_compile = False
+        self._compiled_evaluate: Callable[..., tuple[th.Tensor, th.Tensor, th.Tensor | None]] | None = None
+        self._apply_settings()
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        self._check_arguments()
+        for name, value in self._fixed.items():
+            reason = "which the model was made with: make a new one, or load it with another value"
+            check(name, getattr(self, name), getattr(self, name) == value, f"{value!r}, {reason}")
+        self._apply_settings()
+        return super()._setup_learn(*args, **kwargs)
+
+    def _check_arguments(self) -> None:
+        """
+        :raises ValueError: naming an argument, its value and what is allowed
+        """
+        # Some are attributes of another name, and checked by SB3
+        values = {name: getattr(self, name) for name in arguments_of(type(self)) if hasattr(self, name)}
+        check_arguments(type(self), values, self.argument_ranges)
+        get_divergence(self.divergence).check_action_space(self.action_space)
+        for name in ("observation_space", "action_space"):
+            check(name, getattr(self, name), _starts_at_zero(getattr(self, name)), "a space that starts at 0")
+        if self.advantage != "gae":
+            check("rho_bar", self.rho_bar, self.rho_bar >= self.c_bar, f"at least `c_bar` ({self.c_bar})")
+        if self.normalize_advantage:
+            reason = "as the advantages of a minibatch are normalized"
+            check("batch_size", self.batch_size, self.batch_size > 1, f"at least 2, {reason}")
+            rollout = f"n_steps={self.n_steps} * n_envs={self.n_envs}"
+            check("n_steps * n_envs", rollout, self.n_steps * self.n_envs > 1, f"at least 2, {reason}")
+        is_cnn = issubclass(self.policy_class, CnnPolicy)
+        check("autocast", self.autocast, is_cnn or not self.autocast, "False for policies other than CnnPolicy")
+        buffer_class = self.rollout_buffer_class
+        check(
+            "rollout_buffer_class",
+            buffer_class,
+            buffer_class is None or (isinstance(buffer_class, type) and issubclass(buffer_class, RolloutRing)),
+            "a subclass of sb3_dapo.buffers.RolloutRing (the parameters of a model that PPO saved can be given to "
+            "another: `model.set_parameters(PPO.load(path).get_parameters())`)",
+        )
+
+    def _ring_settings(self) -> dict[str, Any]:
+        """Arguments of the ring that are arguments here."""
+        return {"n_rollouts": self.n_rollouts, "optimize_memory_usage": self.optimize_memory_usage}
+
+    def _apply_settings(self) -> None:
+        """Bring all that was made of arguments up to date with them: they may be set between calls of ``learn``."""
+        self.divergence = get_divergence(self.divergence)
+        if self.learning_rate is not self._applied_learning_rate:
+            self._setup_lr_schedule()
+            self._applied_learning_rate = self.learning_rate
+        for name in ("clip_range", "clip_range_vf", "divergence_coef"):
+            schedule = getattr(self, name)
+            if schedule is not None and not isinstance(schedule, FloatSchedule | Controller):
+                setattr(self, name, FloatSchedule(float(schedule) if isinstance(schedule, np.number) else schedule))
+        coef = self.divergence_coef
+        if isinstance(coef, Controller) and coef is not self._own_controller:
+            self.divergence_coef = self._own_controller = deepcopy(coef)  # it adapts to one model
         if isinstance(self.policy, CnnPolicy):
             self.policy.autocast = self.autocast
         if self.overlap:
             check_overlap(self.env, self.use_sde)
-        self._tried_to_compile = False
-        self._compiled_evaluate: Callable[..., tuple[th.Tensor, th.Tensor, th.Tensor | None]] | None = None
+        ring = self.rollout_buffer
+        sizes = {"buffer_size": self.n_steps, **self._ring_settings()}
+        if any(getattr(ring, name) != size for name, size in sizes.items()):
+            vars(ring).update(sizes)
+            ring.clear()
+        ring.gamma, ring.gae_lambda = self.gamma, self.gae_lambda
+        ring.nonfinite_rewards = self.nonfinite == "skip"
+        ring.nonfinite_observations = self.allow_nonfinite_observations
+
+    def _warn_of_settings(self) -> None:
+        """
+        Warn of what is allowed and not wise: PPO's warning, for minibatches of all rollouts kept, and advantages that
+        reuse makes wrong.
+        """
+        if self.advantage == "gae" and self.n_rollouts > 1:
+            warnings.warn(
+                f"With n_rollouts={self.n_rollouts} the advantages of `advantage='gae'` are those of older policies. "
+                "'vtrace' and 'vtrace_gae' are corrected for that.",
+                stacklevel=3,
+            )
+        n_transitions = self.n_rollouts * self.n_steps * self.n_envs
+        rest = n_transitions % self.batch_size
+        if rest > 0:
+            warnings.warn(
+                f"The last minibatch of every epoch will have {rest} transitions instead of {self.batch_size}, as "
+                "`batch_size` is not a factor of n_rollouts * n_steps * n_envs = "
+                f"{self.n_rollouts} * {self.n_steps} * {self.n_envs} = {n_transitions}. One that is would be better.",
+                stacklevel=3,
+            )
+
+    # --- collecting -----------------------------------------------------------------------------
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         assert isinstance(rollout_buffer, RolloutRing)
-        rollout_buffer.allow_nonfinite_rewards = self.nonfinite == "skip"
         rollout_buffer.acting_version = self._policy_version
-        stepping = (
-            overlapping(self, env, rollout_buffer) if self.overlap else nullcontext(StepRecorder(env, rollout_buffer))
-        )
         if self.compile and not self._tried_to_compile:
             self._tried_to_compile = True
             self._compile()
         try:
-            with collecting(self, callback), stepping as recorder:
-                return super().collect_rollouts(recorder, callback, rollout_buffer, n_rollout_steps)
+            with self._collecting(callback):
+                if isinstance(env, RolloutSource):
+                    return self._collect_from(env, callback)
+                recording = RecordingCallback(callback, self, rollout_buffer)
+                with self._acting(env) as acting_env:
+                    return super().collect_rollouts(acting_env, recording, rollout_buffer, n_rollout_steps)
+        except NonFiniteError:
+            raise
         except (ValueError, RuntimeError):
             # Distributions refuse what a policy makes of NaN (sampling does where their checks are off, which
             # compiling a model does for all of the process): say where it came from
             rollout_buffer.check_observations(self._last_obs)
             raise
+
+    @contextmanager
+    def _acting(self, env: VecEnv) -> Iterator[VecEnv]:
+        """
+        :param env: the environments
+        :return: what stands for them while something stands for the policy
+        """
+        acting_class = OverlappingPolicy if self.overlap else self.acting_policy_class
+        if acting_class is None:
+            yield env
+            return
+        policy, acting = self.policy, acting_class(self.policy, env, self.rollout_buffer)
+        self.policy = acting  # type: ignore[assignment]
+        try:
+            yield acting.env
+        finally:
+            self.policy = policy
+            farther = acting.finish()
+            if farther is not None:
+                self._last_obs, self._last_episode_starts = farther
+
+    def _collect_from(self, source: RolloutSource, callback: BaseCallback) -> bool:
+        """
+        Take rollouts that were collected elsewhere, and show their steps to the callback.
+
+        :param source: where they come from
+        :param callback: the callback
+        :return: whether training goes on
+        """
+        callback.on_rollout_start()
+        for rollout in source.rollouts_for(self):
+            dones = rollout.terminated | rollout.truncated
+            all_infos = rollout.infos or [[{} for _ in row] for row in dones]
+            for rewards, step_dones, infos in zip(rollout.rewards, dones, all_infos, strict=True):
+                self.num_timesteps += len(rewards)
+                step = {"self": self, "env": source, "rewards": rewards, "dones": step_dones, "infos": infos}
+                callback.update_locals(step)
+                if not callback.on_step():
+                    return False
+                self._update_info_buffer(infos, step_dones)
+            self.rollout_buffer.append(rollout)
+        callback.on_rollout_end()
+        return True
 
     def _compile(self) -> None:
         """Compile the policy for acting and for learning, or warn and leave it as it is."""
@@ -331,35 +426,35 @@ class DAPO(PPO):
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             warnings.warn(f"The policy is not compiled, as torch.compile failed: {reason}", stacklevel=2)
 
+    # --- learning -------------------------------------------------------------------------------
+
     def train(self) -> None:
         """Update the policy from the kept rollouts."""
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
-        set_fast(self.policy, self._is_fast())
+        self._set_form()
         self._scheduled("lr_schedule", "learning_rate")
         self._update_learning_rate(self.policy.optimizer)
-        clip_range = self._scheduled("clip_range")
-        clip_range_vf = None if self.clip_range_vf is None else self._scheduled("clip_range_vf")
-        divergence_coef = max(self._scheduled("divergence_coef"), 0.0)
-
+        settings = self._loss_settings()
         parameters = list(self.policy.parameters())
+        ring = self.rollout_buffer
+        ring.join()
+
         epoch_stats, all_taken = [], []
         continue_training = True
         for epoch in range(self.n_epochs):
             self._update_targets(exact=self.exact_targets or (epoch == 0 and self._must_begin_exactly()))
             if epoch == 0:
                 self._parameters_replaced = False
-                self.rollout_buffer.begin_update()  # here, as exact targets have asked the policy for all values
+                ring.begin_update()  # here, as exact targets have asked the policy for all values
             all_stats = []
-            for samples in self.rollout_buffer.get(self.batch_size):
-                evaluate = self._compiled_evaluate or self.policy.evaluate_actions
-                values, log_prob, entropy = evaluate(samples.observations, samples.actions)
-                values = values.flatten()
-                loss, stats = self._loss(samples, values, log_prob, entropy, clip_range, clip_range_vf, divergence_coef)
+            for samples in ring.get(self.batch_size):
+                values, log_prob, entropy = self._evaluate(samples)
+                loss, stats = dapo_loss(samples, values, log_prob, entropy, settings)
                 all_stats.append(stats)
 
                 if self.target_kl is not None:
-                    approx_kl = _kl_terms(stats["update_log_ratio"]).mean().item()
+                    approx_kl = kl_terms(stats["update_log_ratio"]).mean().item()
                     if approx_kl > 1.5 * self.target_kl:
                         continue_training = False
                         if self.verbose >= 1:
@@ -367,107 +462,73 @@ class DAPO(PPO):
                         break
 
                 is_taken = self._optimize(loss, parameters, samples)
-                self.rollout_buffer.record_visit(samples.indices, values, log_prob, is_taken)
+                ring.record_visit(samples.indices, values, log_prob, is_taken)
                 all_taken.append(is_taken)
 
-            epoch_stats.append(self._summarize(all_stats, clip_range))
+            epoch_stats.append(summarize(all_stats, settings))
             self._n_updates += 1
             if not continue_training:
                 break
         self._policy_version += 1
+        self._log_update(epoch_stats, all_taken, settings)
 
+    def _loss_settings(self) -> LossSettings:
+        """What the loss depends on in this update."""
+        return LossSettings(
+            divergence=self.divergence,
+            divergence_coef=max(self._scheduled("divergence_coef"), 0.0),
+            clip_range=self._scheduled("clip_range"),
+            clip_range_vf=None if self.clip_range_vf is None else self._scheduled("clip_range_vf"),
+            policy_loss=self.policy_loss,
+            clip_center=self.clip_center,
+            normalize_advantage=self.normalize_advantage,
+            weights_values=self.advantage != "gae",
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef,
+            rho_bar=self.rho_bar,
+        )
+
+    def _evaluate(self, samples: RolloutRingSamples) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """
+        :param samples: a minibatch
+        :return: values, log-probs and entropies of the policy, each of shape ``(B,)``
+        """
+        # (targets without a gradient are not worth a second compilation)
+        is_compiled = self._compiled_evaluate is not None and th.is_grad_enabled()
+        evaluate = self._compiled_evaluate if is_compiled else self.policy.evaluate_actions
+        values, log_prob, entropy = evaluate(samples.observations, samples.actions, **samples.inputs)  # type: ignore[misc]
+        return values.flatten(), log_prob, entropy
+
+    def _log_update(self, epoch_stats: list[Stats], all_taken: list[th.Tensor], settings: LossSettings) -> None:
+        """
+        :param epoch_stats: of each epoch
+        :param all_taken: whether the optimizer's steps were taken
+        :param settings: of the loss
+        :raises NonFiniteError: if one was not, and none is to be skipped
+        """
         # The only transfer from the device
-        means = th.stack(epoch_stats).nanmean(dim=0)
+        means = th.stack([th.stack(list(stats.values())) for stats in epoch_stats]).nanmean(dim=0)
         n_taken = th.stack(all_taken).sum() if all_taken else means.new_zeros(())
-        *logged_means, n_taken = th.cat([means, n_taken.reshape(1)]).tolist()
+        *values, n_taken = th.cat([means, n_taken.reshape(1)]).tolist()
         n_skipped = len(all_taken) - n_taken
         if n_skipped > 0 and self.nonfinite == "raise":
             raise NonFiniteError("the loss or gradient of a minibatch is not finite")
-        logged = dict(zip(LOGGED_MEANS, logged_means, strict=True))
+        logged = dict(zip(epoch_stats[0], values, strict=True))
         if isinstance(self.divergence_coef, Controller) and np.isfinite(logged["behavior_kl"]):
             self.divergence_coef.update(logged["behavior_kl"])
 
+        if self.nonfinite == "skip":
+            logged["skipped_minibatches"] = n_skipped
+        logged["explained_variance"] = self.rollout_buffer.explained_variance()
+        logged["policy_lag"] = np.mean(self.rollout_buffer.ages(self._policy_version - 1))
+        if hasattr(self.policy, "log_std"):
+            logged["std"] = th.exp(self.policy.log_std).mean().item()
+        logged |= {"clip_range": settings.clip_range, "divergence_coef": settings.divergence_coef}
+        if settings.clip_range_vf is not None:
+            logged["clip_range_vf"] = settings.clip_range_vf
         for name, value in logged.items():
             self.logger.record(f"train/{name}", value)
-        if self.nonfinite == "skip":
-            self.logger.record("train/skipped_minibatches", n_skipped)
-        self.logger.record("train/explained_variance", self.rollout_buffer.explained_variance())
-        self.logger.record("train/policy_lag", np.mean(self.rollout_buffer.ages(self._policy_version - 1)))
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/clip_range", clip_range)
-        if clip_range_vf is not None:
-            self.logger.record("train/clip_range_vf", clip_range_vf)
-        self.logger.record("train/divergence_coef", divergence_coef)
-
-    def _loss(
-        self,
-        samples: RolloutRingSamples,
-        values: th.Tensor,
-        log_prob: th.Tensor,
-        entropy: th.Tensor | None,
-        clip_range: float,
-        clip_range_vf: float | None,
-        divergence_coef: float,
-    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """
-        The loss of a minibatch: policy (eq. 7, divided by eta), entropy and value.
-
-        :param samples: the minibatch, all of shape ``(B,)``
-        :param values: V(s) of the policy being trained, shape ``(B,)``
-        :param log_prob: log pi(a|s), shape ``(B,)``
-        :param entropy: entropy of pi(.|s), shape ``(B,)``, or None if it has no closed form
-        :param clip_range: clipping parameter of the policy loss
-        :param clip_range_vf: clipping parameter of the value function
-        :param divergence_coef: 1/eta
-        :return: the loss, and what to log, all scalars on the device
-        """
-        advantages = self._normalize(samples.advantages)
-        ratio = importance_ratios(log_prob, samples.behavior_log_prob)
-
-        # D is a constant for the gradient; its first term is that of the policy as it is now
-        f = self.divergence(log_prob.detach(), samples.behavior_log_prob)
-        divergences = f + samples.future_divergence
-        divergence_loss = th.mean(ratio * divergences)
-
-        if self.policy_loss == "clip_augmented":
-            advantages = advantages - divergence_coef * divergences
-        policy_loss = -th.mean(advantages * ratio)
-        if self.policy_loss != "plain":
-            clipped_ratio = th.clamp(ratio, 1 - clip_range, 1 + clip_range)
-            if self.clip_center == "old":
-                center = importance_ratios(samples.old_log_prob, samples.behavior_log_prob)
-                clipped_ratio = th.clamp(ratio, center - clip_range, center + clip_range)
-            policy_loss = -th.min(advantages * ratio, advantages * clipped_ratio).mean()
-
-        if clip_range_vf is not None:
-            # Clip the difference between old and new value
-            values = samples.old_values + th.clamp(values - samples.old_values, -clip_range_vf, clip_range_vf)
-        if self.advantage != "gae":
-            weights = ratio.detach().clamp(max=MAX_VALUE_WEIGHT)
-            value_loss = th.mean(weights * (samples.returns - values) ** 2)
-        else:
-            value_loss = F.mse_loss(samples.returns, values)
-
-        # Approximate entropy when there is no analytical form
-        entropy_loss = -th.mean(-log_prob if entropy is None else entropy)
-
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
-        if self.policy_loss != "clip_augmented" and divergence_coef > 0:
-            loss = loss + divergence_coef * divergence_loss
-
-        stats = {
-            "loss": loss,
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy_loss": entropy_loss,
-            "divergence_loss": divergence_loss,
-            "divergences": divergences,
-            "behavior_log_ratio": log_prob - samples.behavior_log_prob,
-            "update_log_ratio": log_prob - samples.old_log_prob,
-        }
-        return loss, {name: value.detach() for name, value in stats.items()}
 
     def _optimize(self, loss: th.Tensor, parameters: list[th.nn.Parameter], samples: RolloutRingSamples) -> th.Tensor:
         """
@@ -509,7 +570,7 @@ class DAPO(PPO):
         value: float = getattr(self, schedule)(self._current_progress_remaining)
         # The last rollout may end behind the total: then a linear schedule is a little below 0, in PPO too
         if self._current_progress_remaining >= 0:
-            check_number(name or schedule, value, 0)
+            check_number(name or schedule, value, Range(0))
         return value
 
     def _must_begin_exactly(self) -> bool:
@@ -517,51 +578,20 @@ class DAPO(PPO):
         :return: whether an update has to begin with a forward pass over the kept rollouts, because it measures from the
             policy that it begins with, or because that is another than the one that was trained last
         """
+        ring = self.rollout_buffer
         measures = self.target_kl is not None or self.clip_range_vf is not None or self.clip_center == "old"
-        # A single rollout has just been collected by this very policy
-        return self.rollout_buffer.n_kept > 1 and (measures or self._parameters_replaced)
+        # A single rollout has just been collected by this very policy, unless it comes from elsewhere
+        is_old = ring.first_version < self._policy_version
+        return is_old or (ring.n_kept > 1 and (measures or self._parameters_replaced))
 
-    def _is_fast(self) -> bool:
-        if self.fast is not None:
-            return self.fast
+    def _set_form(self) -> None:
+        """Have the policy compute in the form, fast or SB3's own, that the settings ask for."""
+        is_special_case = self.n_rollouts == 1 and self.advantage == "gae" and not self._has_divergence()
+        set_fast(self.policy, not is_special_case if self.fast is None else self.fast)
+
+    def _has_divergence(self) -> bool:
         coef = self.divergence_coef
-        has_divergence = isinstance(coef, Controller) or coef(self._current_progress_remaining) > 0  # type: ignore[operator]
-        return has_divergence or self.n_rollouts > 1 or self.advantage != "gae"
-
-    def _summarize(self, all_stats: list[dict[str, th.Tensor]], clip_range: float) -> th.Tensor:
-        """
-        :param all_stats: what :meth:`_loss` gave for the minibatches of an epoch
-        :param clip_range: clipping parameter of the policy loss
-        :return: the means of ``LOGGED_MEANS``, on the device
-        """
-        # All at once: on small networks a dozen tiny operations per minibatch would be felt
-        stats = {name: th.cat([stats[name].reshape(-1) for stats in all_stats]) for name in all_stats[0]}
-        behavior_log_ratio = stats["behavior_log_ratio"]
-        ratio = th.exp(behavior_log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
-        # ratio / center = pi / pi_old
-        center = ratio * th.exp(-stats["update_log_ratio"]) if self.clip_center == "old" else 1.0
-        values = (
-            stats["loss"],
-            stats["policy_loss"],
-            stats["value_loss"],
-            stats["entropy_loss"],
-            stats["divergence_loss"],
-            stats["divergences"],
-            _kl_terms(stats["update_log_ratio"]),
-            _kl_terms(behavior_log_ratio),
-            ((ratio - center).abs() > clip_range).float(),
-            ratio,
-            (ratio > self.rho_bar).float(),
-        )
-        return th.stack([value.mean() for value in values])
-
-    def _normalize(self, advantages: th.Tensor) -> th.Tensor:
-        # A minibatch of one has no standard deviation
-        if not self.normalize_advantage or len(advantages) == 1:
-            return advantages
-        if self.normalize_advantage == "rms":
-            return advantages / (advantages.square().mean().sqrt() + 1e-8)
-        return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        return isinstance(coef, Controller) or coef(self._current_progress_remaining) > 0  # type: ignore[operator]
 
     @th.no_grad()
     def _update_targets(self, exact: bool) -> None:
@@ -575,13 +605,13 @@ class DAPO(PPO):
         self.policy.set_training_mode(False)
         if exact:
             for samples in buffer.get(self.batch_size, shuffle=False):
-                values, log_prob, _ = self.policy.evaluate_actions(samples.observations, samples.actions)
-                buffer.record_visit(samples.indices, values.flatten(), log_prob)
+                values, log_prob, _ = self._evaluate(samples)
+                buffer.record_visit(samples.indices, values, log_prob)
         bootstrap_values = None
         if self.advantage != "gae":
-            bootstrap_values = th.cat(
-                [self.policy.predict_values(obs).flatten() for obs in buffer.bootstrap_batches(self.batch_size)]
-            )
+            batches = buffer.bootstrap_batches(self.batch_size)
+            parts = [self.policy.predict_values(batch.observations, **batch.inputs).flatten() for batch in batches]
+            bootstrap_values = th.cat(parts) if parts else th.zeros(0, device=self.device)
         buffer.update_targets(
             self.divergence,
             bootstrap_values,
@@ -613,160 +643,12 @@ class DAPO(PPO):
         if self.rollout_buffer.n_kept > 0:
             self._parameters_replaced = True
 
-    def save_checkpoint(self, path: str | Path, reset_envs: bool = False) -> None:
-        """
-        Write all that training needs to go on exactly: see :func:`~sb3_dapo.checkpoint.save_checkpoint`.
-
-        :param path: the file, with or without ``.zip``; ``load`` reads it too
-        :param reset_envs: start new episodes in all environments, here and on resume
-        :raises ValueError: if called in the middle of a rollout
-        """
-        save_checkpoint(self, path, reset_envs)
-
-    @classmethod
-    def load_checkpoint(
-        cls: type[SelfDAPO],
-        path: str | Path,
-        env: GymEnv,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> SelfDAPO:
-        """
-        Load a checkpoint to go on training with ``learn(..., reset_num_timesteps=False)``, or with
-        :func:`~sb3_dapo.checkpoint.learn_until`: see :func:`~sb3_dapo.checkpoint.load_checkpoint`.
-
-        :param path: the file, with or without ``.zip``
-        :param env: new environments, made like those of the run
-        :param device: PyTorch device
-        :param custom_objects: as in ``load``
-        :param kwargs: attributes to change, as in ``load``
-        :return: the model
-        :raises ValueError: if the file is damaged, is no checkpoint, or does not fit ``env``
-        """
-        return load_checkpoint(cls, path, env, device, custom_objects, **kwargs)
-
-    def export(self, path: str | Path) -> None:
-        """
-        Write the model to a folder, without pickles: the safe way to share it, unlike ``save``, whose files run code
-        when they are loaded. The optimizer's state and the kept rollouts are not in it. A warning says what else
-        cannot be described as data.
-
-        :param path: the folder. If it exists, it must be an exported model, which is replaced, or empty
-        :raises ValueError: if it is something else, or if the model cannot be described
-        """
-        export_model(self, path)
-
-    @classmethod
-    def load_exported(
-        cls: type[SelfDAPO],
-        path: str | Path,
-        env: GymEnv | str | None = None,
-        device: th.device | str = "auto",
-        *,
-        policy: str | type[ActorCriticPolicy] | None = None,
-        **kwargs: Any,
-    ) -> SelfDAPO:
-        """
-        Read a model from a folder of :meth:`export`. Nothing in the folder is executed, and what does not fit is
-        refused.
-
-        :param path: the folder
-        :param env: environment to evaluate or to go on learning in. If the model was trained with ``VecNormalize`` and
-            this is not wrapped in it, it will be, with statistics that don't change. Without an environment,
-            ``model.get_vec_normalize_env().normalize_obs(obs)`` gives what ``predict`` expects
-        :param device: PyTorch device
-        :param policy: policy class, needed if it is an own one
-        :param kwargs: arguments of the class in place of the exported ones, needed if these could not be described;
-            ``policy_kwargs`` has only those to replace
-        :return: the model
-        :raises ValueError: if something in the folder, or the environment, does not fit
-        """
-        return load_model(cls, path, env, device, policy, **kwargs)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        eval_env: GymEnv | str | None = None,
-        n_eval_episodes: int = 20,
-        deterministic: bool = True,
-        commit_message: str = "Upload DAPO agent",
-        private: bool | None = None,
-        token: str | None = None,
-    ) -> str:
-        """
-        Upload the model to the Hugging Face Hub: as :meth:`export` and as :meth:`save` write it, and a model card.
-        Needs the extra ``hub``, and a token that may write (``hf auth login``).
-
-        :param repo_id: the repository, ``"organization/name"``; without an organization it is the user's. It is created
-            if it does not exist; if it does, what an earlier upload left in it is replaced
-        :param eval_env: evaluate the model in this environment, and tell the score in the card
-        :param n_eval_episodes: number of episodes
-        :param deterministic: play the most likely actions
-        :param commit_message: summary of the commit
-        :param private: whether a new repository is private; ``None``: as the organization has it
-        :param token: access token in place of the one of ``hf auth login``
-        :return: address of the repository
-        :raises ValueError: if the model cannot be exported
-        """
-        return push_to_hub(
-            self,
-            repo_id,
-            eval_env=eval_env,
-            n_eval_episodes=n_eval_episodes,
-            deterministic=deterministic,
-            commit_message=commit_message,
-            private=private,
-            token=token,
-        )
-
-    @classmethod
-    def from_pretrained(
-        cls: type[SelfDAPO],
-        repo_id: str,
-        env: GymEnv | str | None = None,
-        device: th.device | str = "auto",
-        *,
-        trust_pickle: bool = False,
-        revision: str | None = None,
-        token: str | None = None,
-        cache_dir: str | Path | None = None,
-        **kwargs: Any,
-    ) -> SelfDAPO:
-        """
-        Download a model from the Hugging Face Hub, and read it with :meth:`load_exported`: nothing in the repository is
-        executed. Needs the extra ``hub``.
-
-        :param repo_id: the repository, ``"organization/name"``
-        :param env: as in :meth:`load_exported`
-        :param device: PyTorch device
-        :param trust_pickle: read the zip file with :meth:`load` instead, which also has the optimizer's state, and the
-            pickled statistics of ``VecNormalize``. Both run code of whoever wrote them on your machine
-        :param revision: branch, tag or commit; the newest if ``None``
-        :param token: access token in place of the one of ``hf auth login``, for private repositories
-        :param cache_dir: where downloads are kept, in place of the Hub client's cache
-        :param kwargs: for :meth:`load_exported`; with ``trust_pickle`` for :meth:`load`
-        :return: the model
-        :raises ValueError: if the repository holds no such model, or something in it, or the environment, does not fit
-        """
-        return from_pretrained(
-            cls,
-            repo_id,
-            env,
-            device,
-            trust_pickle=trust_pickle,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            **kwargs,
-        )
-
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
-            "_rollout_start",
-            "_resumption",
+            "_fixed",
+            "_applied_learning_rate",
+            "_own_controller",
             "_tried_to_compile",
             "_compiled_evaluate",
         ]
@@ -776,7 +658,7 @@ class DAPO(PPO):
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int = 1,
-        tb_log_name: str = "DAPO",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDAPO:
@@ -784,12 +666,26 @@ class DAPO(PPO):
             total_timesteps=total_timesteps,
             callback=callback,
             log_interval=log_interval,
-            tb_log_name=tb_log_name,
+            tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
 
 
-def _kl_terms(log_ratio: th.Tensor) -> th.Tensor:
-    """Terms whose mean over samples of q is unbiased for KL(q || p), with log_ratio = log p - log q (Schulman's k3)."""
-    return th.expm1(log_ratio) - log_ratio
+def _check_env(env: Any, is_needed: bool) -> None:
+    """
+    :param env: environment that was passed
+    :param is_needed: whether there must be one
+    :raises ValueError: if it is nothing that SB3 takes for one
+    """
+    # SB3 wraps environments of the old gym, if that is installed
+    old_gym = getattr(sys.modules.get("gym"), "Env", ())
+    is_env = isinstance(env, str | gym.Env | VecEnv) or isinstance(env, old_gym) or (env is None and not is_needed)
+    check("env", env, is_env, "an id, a gymnasium.Env or a VecEnv")
+
+
+def _starts_at_zero(space: spaces.Space[Any]) -> bool:
+    """Whether SB3's policies, which count from 0, suit a space."""
+    if isinstance(space, spaces.Dict):
+        return all(map(_starts_at_zero, space.spaces.values()))
+    return not np.any(getattr(space, "start", 0))

@@ -161,6 +161,7 @@ class Driver:
             following[-1] = np.where(ends[-1] == CONTINUES, self.observed, following[-1])
             last_values = th.as_tensor(self.values[self.observed]).reshape(-1, 1)
             self.ring.compute_returns_and_advantage(last_values, self.starts)
+            self.ring.join()
             self.rollouts.append((marks, following, ends))
 
     @property
@@ -285,7 +286,7 @@ def test_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> 
     for _, following, ends in driver.kept:
         expected += [mark for mark, end in zip(following.flat, ends.flat, strict=True) if end == TRUNCATED]
     bootstrap_marks = [
-        mark for batch in ring.bootstrap_batches(4) for mark in decode(observation_space, batch).tolist()
+        mark for batch in ring.bootstrap_batches(4) for mark in decode(observation_space, batch.observations).tolist()
     ]
     assert len(bootstrap_marks) == len(expected) + 3 * 2
     assert set(expected) <= set(bootstrap_marks)
@@ -425,7 +426,7 @@ def test_targets_equal_sums(
                 samples.indices, th.as_tensor(latest_values[marks]), th.as_tensor(latest_log_probs[marks])
             )
     bootstrap_values = [
-        th.as_tensor(driver.values[decode(ring.observation_space, x)]) for x in ring.bootstrap_batches(4)
+        th.as_tensor(driver.values[decode(ring.observation_space, x.observations)]) for x in ring.bootstrap_batches(4)
     ]
     ring.update_targets(
         DIVERGENCES["kl"],
@@ -501,7 +502,8 @@ def test_what_counts_as_truncated(info: dict[str, Any], is_truncated: bool) -> N
     ring.record_step(np.zeros((1, 2), np.float32), np.ones(1), np.ones(1, dtype=bool), [info])
     ring.add(np.zeros((1, 2)), np.zeros((1, 1)), np.ones(1), np.ones(1), th.zeros(1), th.zeros(1))
     ring.compute_returns_and_advantage(th.zeros(1), np.ones(1, dtype=bool))
-    bootstrap_values = [observations[:, 0] * 100 for observations in ring.bootstrap_batches(10)]
+    ring.join()
+    bootstrap_values = [batch.observations[:, 0] * 100 for batch in ring.bootstrap_batches(10)]
     ring.update_targets(
         DIVERGENCES["kl"],
         th.cat(bootstrap_values),

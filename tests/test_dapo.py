@@ -21,6 +21,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from sb3_dapo import DAPO, DIVERGENCES, AdaptiveController, Divergence
 from sb3_dapo.buffers import RolloutRingSamples
 from sb3_dapo.divergences import Tsallis
+from sb3_dapo.loss import LossSettings, dapo_loss
 
 POLICY_LOSSES = ["clip", "plain", "clip_augmented"]
 FLOATS = spaces.Box(-1, 1, (3,))
@@ -72,6 +73,10 @@ class Setting:
     clip_range: float
     clip_range_vf: float | None
     divergence_coef: float
+
+    def settings(self) -> LossSettings:
+        levels = {"clip_range": self.clip_range, "clip_range_vf": self.clip_range_vf}
+        return self.model._loss_settings()._replace(divergence_coef=self.divergence_coef, **levels)
 
     def normalized_advantages(self) -> np.ndarray:
         advantages = self.samples.advantages.numpy()
@@ -142,19 +147,14 @@ def make_setting(
         advantages=th.as_tensor(0.5 + rng.normal(size=batch_size)),
         returns=th.as_tensor(rng.normal(size=batch_size)),
         future_divergence=th.as_tensor(rng.normal(size=batch_size)),
+        inputs={},
     )
     return Setting(policy, samples, at, model, clip_range, clip_range_vf, divergence_coef)
 
 
 def check_gradient(setting: Setting) -> None:
     parameters = setting.at.clone().requires_grad_()
-    loss, stats = setting.model._loss(
-        setting.samples,
-        *setting.policy(parameters),
-        setting.clip_range,
-        setting.clip_range_vf,
-        setting.divergence_coef,
-    )
+    loss, stats = dapo_loss(setting.samples, *setting.policy(parameters), setting.settings())
     assert loss.item() == pytest.approx(setting.loss(setting.at), rel=1e-6)
     loss.backward()
     th.testing.assert_close(parameters.grad, setting.finite_differences(), rtol=1e-5, atol=1e-7)
@@ -198,8 +198,8 @@ def test_gradient_of_the_value_loss(clip_range_vf: float | None, advantage: Any)
 
 def test_loss_of_one_transition_is_not_normalized() -> None:
     """A minibatch of one has no standard deviation."""
-    setting = make_setting(batch_size=1, normalize_advantage=True)
-    loss, _ = setting.model._loss(setting.samples, *setting.policy(setting.at), 0.2, None, 0.0)
+    setting = make_setting(batch_size=1, normalize_advantage=True, divergence_coef=0.0)
+    loss, _ = dapo_loss(setting.samples, *setting.policy(setting.at), setting.settings())
     unnormalized = make_setting(batch_size=1, normalize_advantage=False, divergence_coef=0.0)
     assert loss.item() == pytest.approx(unnormalized.loss(unnormalized.at))
 
@@ -208,8 +208,8 @@ def test_entropy_without_closed_form() -> None:
     """Minus the mean log-prob stands in for it."""
     setting = make_setting(ent_coef=1.0)
     values, log_prob, _ = setting.policy(setting.at)
-    with_estimate, _ = setting.model._loss(setting.samples, values, log_prob, None, 0.2, None, 0.7)
-    without, _ = setting.model._loss(setting.samples, values, log_prob, th.zeros_like(values), 0.2, None, 0.7)
+    with_estimate, _ = dapo_loss(setting.samples, values, log_prob, None, setting.settings())
+    without, _ = dapo_loss(setting.samples, values, log_prob, th.zeros_like(values), setting.settings())
     assert (with_estimate - without).item() == pytest.approx(log_prob.mean().item())
 
 
@@ -510,9 +510,11 @@ class StopAfterOneMinibatch(DAPO):
 
     kls: list[float]
 
-    def _loss(self, samples: Any, values: th.Tensor, log_prob: th.Tensor, *others: Any) -> Any:
-        self.kls.append((log_prob - samples.old_log_prob).abs().max().item())
-        return super()._loss(samples, values, log_prob, *others)
+    def _evaluate(self, samples: Any) -> Any:
+        values, log_prob, entropy = super()._evaluate(samples)
+        if th.is_grad_enabled():
+            self.kls.append((log_prob - samples.old_log_prob).abs().max().item())
+        return values, log_prob, entropy
 
 
 @pytest.mark.parametrize("settings", [{"target_kl": 1e-9}, {"clip_center": "old"}, {"clip_range_vf": 0.1}], ids=str)

@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import resource
 import torch as th
-from sb3_dapo import memory
+from sb3_dapo import fast as memory
 
 if {keep}:
     memory.keep_freed_memory()
@@ -33,6 +33,6 @@ def test_freed_memory_is_kept() -> None:
 def test_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr("ctypes.CDLL", lambda _: pytest.fail("there may be no such function"))
-    from sb3_dapo.memory import keep_freed_memory
+    from sb3_dapo.fast import keep_freed_memory
 
     keep_freed_memory()

@@ -13,8 +13,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage
 
 from sb3_dapo import DAPO
-from sb3_dapo.buffers import RolloutRing
-from sb3_dapo.stores import FrameStackStore, RingStore
+from sb3_dapo.buffers import FrameStacks, RolloutRing
+from sb3_dapo.buffers.stores import ArrayRecord, FrameStackRecord, FrameStackStore, RingStore
 
 CPU = th.device("cpu")
 
@@ -45,12 +45,13 @@ def test_any_stacks_come_back(data: st.DataObject) -> None:
         observations = np.stack(stacks, axis=1)  # (T, N, C, H, W)
         if not share_frames:
             observations = rng.integers(0, 256, observations.shape, dtype=np.uint8)
-        for store in stores:
-            store.begin(slot)
+        for store, kind in zip(stores, (ArrayRecord, FrameStackRecord), strict=True):
+            record = kind(n_steps, n_envs, shape, np.dtype(np.uint8))
             for t in range(n_steps):
-                store.write(t, observations[t])
-            np.testing.assert_array_equal(store.collected, observations)
-            store.commit(slot)
+                record.write(t, observations[t])
+            column = record.column
+            np.testing.assert_array_equal(column.whole() if isinstance(column, FrameStacks) else column, observations)
+            store.put(slot, column)
         n_kept = min(rollout + 1, n_rollouts) * n_envs * n_steps
         indices = th.from_numpy(rng.permutation(n_kept))
         whole, rebuilt = (store.gather(indices) for store in stores)
@@ -66,10 +67,7 @@ def test_state(seed: int) -> None:
     saved, loaded = (FrameStackStore(ring_shape, shape, th.uint8, CPU) for _ in range(2))
     for store in (saved, loaded) if seed % 2 else (saved,):
         for slot in range(2):
-            store.begin(slot)
-            for t in range(6):
-                store.write(t, rng.integers(0, 256, (2, *shape), dtype=np.uint8))
-            store.commit(slot)
+            store.put(slot, rng.integers(0, 256, (6, 2, *shape), dtype=np.uint8))
     loaded.load_state([0, 1], saved.state([0, 1]))
     indices = th.arange(2 * 2 * 6)
     assert th.equal(loaded.gather(indices), saved.gather(indices))

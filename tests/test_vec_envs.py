@@ -50,7 +50,7 @@ def test_vec_normalize(algo: type[DAPO]) -> None:
     observations = np.concatenate([samples.observations for samples in model.rollout_buffer.get(32)])
     np.testing.assert_allclose(observations.mean(axis=0), 0, atol=0.5)
     np.testing.assert_allclose(observations.std(axis=0), 1, atol=0.5)
-    ends = np.concatenate(list(model.rollout_buffer.bootstrap_batches(10)))
+    ends = np.concatenate([batch.observations for batch in model.rollout_buffer.bootstrap_batches(10)])
     n_truncated = 2 * 2 * (N_STEPS // 10)
     assert 2 * 2 + n_truncated <= len(ends) <= 2 * 2 + n_truncated + 4
     # Pendulum's own observations are cosine and sine, on a circle of radius 1, and a speed

@@ -1,0 +1,498 @@
+"""The ring of the newest rollouts, with the log-probs of the policies that collected them."""
+
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import TensorDict
+
+from sb3_dapo.buffers.recorder import RolloutRecorder
+from sb3_dapo.buffers.rollout import PLAIN, Rollout, storage
+from sb3_dapo.buffers.stores import FrameStackStore, RingStore, as_tensor
+from sb3_dapo.divergences import Divergence
+from sb3_dapo.estimators import future_divergence, importance_ratios, vtrace
+
+Observations = th.Tensor | TensorDict
+
+
+class RolloutRingSamples(NamedTuple):
+    """A minibatch of B transitions. Where nothing else is said the shape is ``(B,)`` and the dtype float32."""
+
+    indices: th.Tensor
+    """Positions in the ring, int64, to hand back to :meth:`RolloutRing.record_visit`."""
+    observations: Observations
+    """Shape ``(B, *obs_shape)``, or a dict of such tensors."""
+    actions: th.Tensor
+    """Shape ``(B, action_dim)``, or ``(B,)`` for Discrete actions. Integers stay integers."""
+    inputs: dict[str, th.Tensor]
+    """What the policy is given besides observations, by name, ``(B, ...)``, or ``(B / L, ...)`` of sequences."""
+    behavior_log_prob: th.Tensor
+    """log mu(a|s), of the policy that acted."""
+    old_log_prob: th.Tensor
+    """log pi(a|s), as known when the update began."""
+    old_values: th.Tensor
+    """V(s), as known when the update began."""
+    advantages: th.Tensor
+    returns: th.Tensor
+    """Targets of the value function."""
+    future_divergence: th.Tensor
+    """D - f: what the steps that follow contribute to the multi-step divergence."""
+
+
+class BootstrapSamples(NamedTuple):
+    """Observations whose values end trajectories and truncated episodes."""
+
+    observations: Observations
+    inputs: dict[str, th.Tensor]
+
+
+class RolloutRing(RolloutRecorder):
+    """
+    Rollout buffer that keeps the newest K rollouts of each source for reuse, on the training device.
+
+    Of the rollout that is being collected it is the recorder. :meth:`append` is the only way in: for a rollout from
+    elsewhere, and for the one collected here, which :meth:`join` hands over when callbacks are done with it. What
+    learning needs as long as a rollout is kept lies in tensors ``(K, N, T, ...)``: there the reward is what the
+    environment gave, and a truncated episode keeps its terminal observation, whose value is asked of the current
+    network.
+
+    :meth:`record_visit` refreshes the latest known values and log-probs, :meth:`update_targets` turns them into the
+    targets of an epoch, :meth:`get` yields the minibatches.
+
+    :param buffer_size: T, steps per rollout and environment
+    :param observation_space: observation space, Dict included
+    :param action_space: action space
+    :param device: PyTorch device
+    :param gae_lambda: lambda of the value traces, and of GAE
+    :param gamma: discount factor
+    :param n_envs: N, number of parallel environments
+    :param n_rollouts: K, rollouts kept of each source
+    :param optimize_memory_usage: keep each frame of stacked images once
+    :param sequence_length: L, consecutive steps that stay together in minibatches, a factor of T
+    :param n_sources: number of collectors whose rollouts are kept side by side
+    :raises ValueError: if there are no images whose memory could be optimized, or if L is no factor of T
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: th.device | str = "auto",
+        gae_lambda: float = 1,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+        n_rollouts: int = 1,
+        optimize_memory_usage: bool = False,
+        sequence_length: int = 1,
+        n_sources: int = 1,
+    ) -> None:
+        super().__init__(
+            buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs, optimize_memory_usage
+        )
+        self.n_rollouts = n_rollouts
+        self.n_sources = n_sources
+        self.sequence_length = sequence_length
+        self.nonfinite_rewards = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all rollouts, and take the sizes that the attributes say now."""
+        if self.buffer_size % self.sequence_length > 0:
+            raise ValueError(
+                f"`sequence_length` must be a factor of the steps of a rollout, {self.buffer_size}, "
+                f"got {self.sequence_length}"
+            )
+        n_slots = self.n_rollouts * self.n_sources
+        self.ring_shape = shape = (n_slots, self.n_envs, self.buffer_size)
+        self.observation_stores: dict[str, RingStore] = {}
+        for key, space in self.obs_spaces.items():
+            element_shape, dtype = storage(space)
+            store = FrameStackStore if self.keeps_frames(key) else RingStore
+            self.observation_stores[key] = store(shape, element_shape, _torch_dtype(dtype), self.device)
+        action_shape, action_dtype = self.action_storage
+        self.action_store = RingStore(shape, action_shape, _torch_dtype(action_dtype), self.device)
+        self.input_stores: dict[str, RingStore] = {}  # what there is, the first rollout tells
+        numbers = [th.zeros(shape, device=self.device) for _ in range(9)]
+        self.behavior_log_probs, self.old_log_probs, self.latest_log_probs, self.old_values, *numbers = numbers
+        self.latest_values, self.kept_rewards, self.kept_advantages, self.kept_returns, *numbers = numbers
+        (self.future_divergences,) = numbers
+        self.terminated, self.truncated = (th.zeros(shape, dtype=th.bool, device=self.device) for _ in range(2))
+        self.last_values = th.zeros(shape[:2], device=self.device)
+        # Per rollout: the observations after its last step, (N, *obs_shape), followed by those that truncated episodes
+        # ended with; the other inputs there; and where these episodes were truncated, as n * T + t
+        self.bootstrap_observations: list[TensorDict] = [{} for _ in range(n_slots)]
+        self.bootstrap_inputs: list[TensorDict] = [{} for _ in range(n_slots)]
+        self.truncation_positions = [th.zeros(0, dtype=th.int64, device=self.device) for _ in range(n_slots)]
+        self.n_kept = 0  # complete rollouts, in the slots 0, 1, ...
+        self.versions, self.sources, self.arrivals = np.zeros((3, n_slots), dtype=np.int64)
+        self.n_arrived = 0
+        self.first_version: float = np.inf  # of the oldest policy that acted in what the next update is first to see
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new rollout. If ``buffer_size`` has been changed, the rollouts kept so far are forgotten."""
+        if self.ring_shape[1:] != (self.n_envs, self.buffer_size):
+            self.clear()
+        super().reset()
+
+    # --- rollouts -------------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Append the rollout that has been collected here, if there is one."""
+        if self.is_collected:
+            self.append(self.rollout())
+            self.is_collected = False
+
+    def append(self, rollout: Rollout) -> None:
+        """
+        Keep a rollout, in the place of the oldest of its source if there are K.
+
+        :param rollout: the rollout
+        :raises ValueError: if it is of another size or from an unknown source
+        :raises NonFiniteError: if a value, log-prob, reward or observation is not finite
+        """
+        _, n_envs, n_steps = self.ring_shape
+        if rollout.rewards.shape != (n_steps, n_envs):
+            raise ValueError(
+                f"a rollout must have (n_steps, n_envs) = {(n_steps, n_envs)}, got {rollout.rewards.shape}"
+            )
+        if not 0 <= rollout.source < self.n_sources:
+            raise ValueError(f"the source of a rollout must be from 0 to {self.n_sources - 1}, got {rollout.source}")
+        rollout.check(self.nonfinite_observations, self.nonfinite_rewards)
+        own = [slot for slot in range(self.n_kept) if self.sources[slot] == rollout.source]
+        slot = min(own, key=lambda slot: self.arrivals[slot]) if len(own) == self.n_rollouts else self.n_kept
+        for key, store in self.observation_stores.items():
+            store.put(slot, rollout.observations[key])
+        self.action_store.put(slot, rollout.actions)
+        for name, array in rollout.inputs.items():
+            self._input_store(name, len(array), array.shape[2:], as_tensor(array[:0]).dtype).put(slot, array)
+        for kept, array in (
+            (self.kept_rewards, rollout.rewards),
+            (self.terminated, rollout.terminated),
+            (self.truncated, rollout.truncated),
+            (self.behavior_log_probs, rollout.log_probs),
+            (self.latest_log_probs, rollout.log_probs),
+            (self.old_log_probs, rollout.log_probs),
+            (self.latest_values, rollout.values),
+            (self.old_values, rollout.values),
+            (self.kept_advantages, rollout.advantages),
+            (self.kept_returns, rollout.returns),
+        ):
+            kept[slot].copy_(as_tensor(array).t())
+        self.last_values[slot].copy_(as_tensor(rollout.last_values))
+        self.bootstrap_observations[slot] = self._to_device(rollout.bootstrap_observations)
+        self.bootstrap_inputs[slot] = self._to_device(rollout.bootstrap_inputs)
+        self.truncation_positions[slot] = as_tensor(rollout.truncations).to(self.device)
+        self.versions[slot], self.sources[slot], self.arrivals[slot] = rollout.version, rollout.source, self.n_arrived
+        self.n_arrived += 1
+        self.n_kept = max(self.n_kept, slot + 1)
+        self.first_version = min(rollout.version, self.first_version)
+
+    def _input_store(self, name: str, n_steps: int, shape: tuple[int, ...], dtype: th.dtype) -> RingStore:
+        if name not in self.input_stores:
+            self.input_stores[name] = RingStore((*self.ring_shape[:2], n_steps), shape, dtype, self.device)
+        return self.input_stores[name]
+
+    def _to_device(self, arrays: dict[str, np.ndarray]) -> TensorDict:
+        # a copy: the arrays are the rollout's
+        return {key: th.tensor(array, device=self.device) for key, array in arrays.items()}
+
+    def _from_dict(self, observations: TensorDict) -> Observations:
+        return observations if isinstance(self.observation_space, spaces.Dict) else observations[PLAIN]
+
+    # --- learning -------------------------------------------------------------------------------
+
+    def begin_update(self) -> None:
+        """Remember the values and log-probs that an update starts from."""
+        self.join()
+        self.old_values.copy_(self.latest_values)
+        self.old_log_probs.copy_(self.latest_log_probs)
+        self.first_version = np.inf
+
+    def record_visit(
+        self, indices: th.Tensor, values: th.Tensor, log_prob: th.Tensor, is_taken: th.Tensor | None = None
+    ) -> None:
+        """
+        Keep what a forward pass said of some transitions.
+
+        :param indices: their positions, shape ``(B,)``
+        :param values: V(s), shape ``(B,)``
+        :param log_prob: log pi(a|s), shape ``(B,)``
+        :param is_taken: whether to keep it, a bool on the device; ``None`` for yes
+        """
+        for latest, visited in ((self.latest_values, values), (self.latest_log_probs, log_prob)):
+            latest = latest.view(-1)
+            kept = visited.detach() if is_taken is None else th.where(is_taken, visited.detach(), latest[indices])
+            latest[indices] = kept
+
+    def describe_nonfinite(self, indices: th.Tensor) -> str:
+        """
+        :param indices: positions of a minibatch, shape ``(B,)``
+        :return: which of its targets is not finite, and where it was collected, for an error message
+        """
+        for name, kept in (("advantage", self.kept_advantages), ("return", self.kept_returns)):
+            bad = indices[~th.isfinite(kept.view(-1)[indices])]
+            if len(bad) > 0:
+                slot, rest = divmod(int(bad[0]), self.n_envs * self.buffer_size)
+                env, step = divmod(rest, self.buffer_size)
+                newer = (self.arrivals[: self.n_kept] > self.arrivals[slot]) & (
+                    self.sources[: self.n_kept] == self.sources[slot]
+                )
+                return (
+                    f": the {name} of environment {env} at step {step} of the rollout collected {newer.sum()} before "
+                    f"the newest"
+                )
+        return ""
+
+    def bootstrap_batches(self, batch_size: int) -> Iterator[BootstrapSamples]:
+        """
+        :param batch_size: B
+        :return: the observations whose values end the trajectories and the truncated episodes, rollout by rollout, in
+            minibatches of B at most
+        """
+        known = self._bootstrapped_slots()
+
+        def batches(kept: list[TensorDict]) -> dict[str, tuple[th.Tensor, ...]]:
+            names = kept[known[0]] if known else ()
+            return {name: th.cat([kept[slot][name] for slot in known]).split(int(batch_size)) for name in names}
+
+        observations, inputs = batches(self.bootstrap_observations), batches(self.bootstrap_inputs)
+        for i in range(max(map(len, observations.values()), default=0)):
+            yield BootstrapSamples(
+                self._from_dict({key: obs[i] for key, obs in observations.items()}),
+                {name: arrays[i] for name, arrays in inputs.items()},
+            )
+
+    def _bootstrapped_slots(self) -> list[int]:
+        return [slot for slot in range(self.n_kept) if self.bootstrap_observations[slot]]
+
+    def update_targets(
+        self,
+        divergence: Divergence,
+        bootstrap_values: th.Tensor | None,
+        *,
+        advantage_lam: float = 1.0,
+        rho_bar: float,
+        c_bar: float,
+        divergence_lambda: float,
+        divergence_c_bar: float,
+        divergence_steps: int | None,
+    ) -> None:
+        """
+        Compute the targets of an epoch from the latest known values and log-probs.
+
+        :param divergence: gives f
+        :param bootstrap_values: values of :meth:`bootstrap_batches`; ``None`` leaves the advantages and returns
+            as they are, fixed at collection by GAE
+        :param advantage_lam: like the two that follow, for :func:`~sb3_dapo.estimators.vtrace`
+        :param divergence_lambda: ``lam`` of :func:`~sb3_dapo.estimators.multi_step_divergence`; the others likewise
+        """
+        log_probs, behavior_log_probs = self._time_major(self.latest_log_probs, self.behavior_log_probs)
+        terminated, truncated = self._time_major(self.terminated, self.truncated)
+        ratios = importance_ratios(log_probs, behavior_log_probs)  # (T, n_kept * N)
+        continues = ~(terminated | truncated)
+        if bootstrap_values is not None:
+            rewards, values, advantages, returns = self._time_major(
+                self.kept_rewards, self.latest_values, self.kept_advantages, self.kept_returns
+            )
+            targets = vtrace(
+                rewards,
+                values,
+                self._next_values(bootstrap_values).t(),
+                ratios,
+                self.gamma * (~terminated).float(),
+                continues,
+                lam=self.gae_lambda,
+                advantage_lam=advantage_lam,
+                rho_bar=rho_bar,
+                c_bar=c_bar,
+            )
+            returns.copy_(targets.values)
+            advantages.copy_(targets.advantages)
+        (future,) = self._time_major(self.future_divergences)
+        future.copy_(
+            future_divergence(
+                divergence(log_probs, behavior_log_probs),
+                ratios,
+                continues,
+                gamma=self.gamma,
+                lam=divergence_lambda,
+                c_bar=divergence_c_bar,
+                n_steps=divergence_steps,
+            )
+        )
+
+    def _next_values(self, bootstrap_values: th.Tensor) -> th.Tensor:
+        """Value of the state that follows each step in the same episode, shape ``(n_kept * N, T)``."""
+        next_values = self.latest_values[: self.n_kept].roll(-1, dims=2)
+        next_values[:, :, -1] = self.last_values[: self.n_kept]
+        known = self._bootstrapped_slots()
+        sizes = [self.n_envs + len(self.truncation_positions[slot]) for slot in known]
+        for slot, values in zip(known, bootstrap_values.split(sizes) if known else (), strict=True):
+            next_values[slot, :, -1] = values[: self.n_envs]
+            next_values[slot].view(-1)[self.truncation_positions[slot]] = values[self.n_envs :]
+        return next_values.flatten(0, 1)
+
+    def get(  # type: ignore[override]
+        self, batch_size: int | None = None, shuffle: bool = True
+    ) -> Generator[RolloutRingSamples, None, None]:
+        """
+        Visit every transition of the kept rollouts once, ``sequence_length`` consecutive ones of an environment
+        together.
+
+        :param batch_size: B; ``None`` for all at once. The last minibatch may be smaller
+        :param shuffle: in random order
+        :return: generator of minibatches
+        :raises ValueError: if there is no rollout, or the newest is not complete
+        """
+        self.join()
+        if self.n_kept == 0 or 0 < self.pos < self.buffer_size:
+            raise ValueError(f"the newest rollout is not complete: {self.pos} of {self.buffer_size} steps")
+        n_transitions, length = self.n_kept * self.n_envs * self.buffer_size, self.sequence_length
+        n_sequences = n_transitions // length
+        # NumPy's generator, like SB3: the order is the same as PPO's for the same seed
+        order = np.random.permutation(n_sequences) if shuffle else np.arange(n_sequences)
+        known = (self.behavior_log_probs, self.old_log_probs, self.old_values)
+        targets = (self.kept_advantages, self.kept_returns, self.future_divergences)
+        scalars = th.stack([x.view(-1)[:n_transitions] for x in (*known, *targets)])
+        for sequences in th.from_numpy(order).to(self.device).split(max(int(batch_size or n_transitions) // length, 1)):
+            indices = sequences
+            if length > 1:
+                indices = (sequences[:, None] * length + th.arange(length, device=self.device)).flatten()
+            observations = {key: store.gather(indices) for key, store in self.observation_stores.items()}
+            inputs = {
+                name: store.gather(indices if store.kept.shape[2] == self.buffer_size else sequences)
+                for name, store in self.input_stores.items()
+            }
+            actions = self.action_store.gather(indices)
+            yield RolloutRingSamples(
+                indices, self._from_dict(observations), actions, inputs, *scalars.index_select(1, indices)
+            )
+
+    def explained_variance(self) -> float:
+        """
+        :return: share of the variance of the returns that the values explain, as SB3 logs it; NaN if they don't vary
+        """
+        returns, values = self.kept_returns[: self.n_kept], self.old_values[: self.n_kept]
+        return (
+            (1 - (returns - values).var() / returns.var()).item()
+            if returns.numel() > 1 and returns.var() > 0
+            else float("nan")
+        )
+
+    def ages(self, version: int) -> np.ndarray:
+        """
+        :param version: of the current policy
+        :return: by how many updates the policies that acted are older, per kept rollout
+        """
+        return version - self.versions[: self.n_kept]
+
+    def _time_major(self, *tensors: th.Tensor) -> tuple[th.Tensor, ...]:
+        """Views of the kept rollouts as ``(T, n_kept * N)``."""
+        return tuple(x[: self.n_kept].flatten(0, 1).t() for x in tensors)
+
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: all that a later rollout needs of the earlier ones: nothing but tensors, lists, numbers and text. A
+            rollout that has not joined the ring is left out, as it cannot be continued
+        """
+        slots = list(range(self.n_kept))
+        return {
+            "shape": self._shape(),
+            "slots": slots,
+            "full": self.full,
+            "versions": self.versions[slots].tolist(),
+            "sources": self.sources[slots].tolist(),
+            "arrivals": self.arrivals[slots].tolist(),
+            "acting_version": self.acting_version,
+            "stores": {name: store.state(slots) for name, store in self._stores().items()},
+            "inputs": {name: store.state(slots) for name, store in self.input_stores.items()},
+            "scalars": {name: kept[slots].cpu() for name, kept in self._kept_tensors().items()},
+            "last_values": self.last_values[slots].cpu(),
+            "bootstrap_observations": [_to("cpu", self.bootstrap_observations[slot]) for slot in slots],
+            "bootstrap_inputs": [_to("cpu", self.bootstrap_inputs[slot]) for slot in slots],
+            "truncation_positions": [self.truncation_positions[slot].cpu() for slot in slots],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        :param state: what :meth:`state_dict` gave, also that of version 0.1
+        :raises ValueError: if it is of a buffer of another shape; the ring is then as it was
+        """
+        for name, value in self._shape().items():
+            if state["shape"].get(name) != value:
+                raise ValueError(f"`{name}` of the saved rollouts is {state['shape'].get(name)!r}, not {value!r}")
+        state = _of_this_version(state)
+        slots = state["slots"]
+        for name, store in self._stores().items():
+            store.load_state(slots, state["stores"][name])
+        for name, stored in state["inputs"].items():
+            _, _, n_steps, *shape = stored["kept"].shape
+            self._input_store(name, n_steps, tuple(shape), stored["kept"].dtype).load_state(slots, stored)
+        for name, kept in self._kept_tensors().items():
+            kept[slots] = state["scalars"][name].to(self.device)
+        for name in ("versions", "sources", "arrivals"):
+            getattr(self, name)[slots] = state[name]
+        self.last_values[slots] = state["last_values"].to(self.device)
+        for slot in slots:
+            self.bootstrap_observations[slot] = _to(self.device, state["bootstrap_observations"][slot])
+            self.bootstrap_inputs[slot] = _to(self.device, state["bootstrap_inputs"][slot])
+            self.truncation_positions[slot] = state["truncation_positions"][slot].to(self.device)
+        self.n_kept, self.full, self.acting_version = len(slots), state["full"], state["acting_version"]
+        self.n_arrived = int(self.arrivals[slots].max(initial=-1)) + 1
+
+    def _kept_tensors(self) -> dict[str, th.Tensor]:
+        """The attributes that are tensors ``(K, N, T)``."""
+        return {name: x for name, x in vars(self).items() if isinstance(x, th.Tensor) and x.shape == self.ring_shape}
+
+    def _shape(self) -> dict[str, Any]:
+        """What two rings must have in common to hold the same rollouts."""
+        return {
+            "n_steps": self.buffer_size,
+            "n_envs": self.n_envs,
+            "n_rollouts": self.n_rollouts,
+            **{
+                name: f"{type(store).__name__} of {store.dtype} {store.shape}" for name, store in self._stores().items()
+            },
+        }
+
+    def _stores(self) -> dict[str, RingStore]:
+        """All stores, by name."""
+        return {
+            **{f"observation {key}": store for key, store in self.observation_stores.items()},
+            "action": self.action_store,
+        }
+
+
+def _torch_dtype(dtype: np.dtype) -> th.dtype:
+    return th.from_numpy(np.empty(0, dtype)).dtype
+
+
+def _to(device: th.device | str, tensors: TensorDict) -> TensorDict:
+    return {key: tensor.to(device) for key, tensor in tensors.items()}
+
+
+def _of_this_version(state: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param state: of a ring
+    :return: the same, if it is of version 0.1 in the form of this one
+    """
+    if "slot" not in state:
+        return state
+    # There the newest rollout lay in this slot; one that was not complete is left out
+    slots, newest, n_rollouts = state["slots"], state["slot"], state["shape"]["n_rollouts"]
+    return {
+        **state,
+        "slots": list(range(len(slots))),
+        "versions": [state["versions"][slot] for slot in slots],
+        "sources": [0] * len(slots),
+        "arrivals": [(slot - newest - 1) % n_rollouts for slot in slots],
+        "inputs": {},
+        "bootstrap_inputs": [{}] * len(slots),
+        "last_values": th.zeros(len(slots), state["shape"]["n_envs"]),
+    }

@@ -1,0 +1,196 @@
+"""What goes into a checkpoint beside the model and its environments: random generators, log, callbacks."""
+
+import random
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dapo.checkpoint.env_state import NotRestorableError, get_env_state, note_made, set_env_state
+
+# What SB3's callbacks count and remember, so that they trigger at the same steps after a resume
+CALLBACK_STATE = (
+    "n_calls",
+    "last_time_trigger",
+    "n_episodes",
+    "best_mean_reward",
+    "last_mean_reward",
+    "evaluations_results",
+    "evaluations_timesteps",
+    "evaluations_length",
+    "evaluations_successes",
+    "last_best_mean_reward",
+    "no_improvement_evals",
+)
+
+
+# --- random generators and log ---------------------------------------------------------------------
+
+
+def get_random_states(device: th.device) -> dict[str, Any]:
+    """
+    :param device: the model's device
+    :return: states of the global random generators: tensors and numbers
+    """
+    name, keys, *others = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [name, th.from_numpy(np.asarray(keys, dtype=np.int64)), *others],
+        "torch": th.get_rng_state(),
+        "cuda": th.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_random_states(states: dict[str, Any], device: th.device) -> None:
+    """
+    :param states: what :func:`get_random_states` gave
+    :param device: the model's device
+    """
+    random.setstate(states["python"])
+    name, keys, *others = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *others))
+    th.set_rng_state(states["torch"])
+    if device.type == "cuda" and states["cuda"] is not None:
+        th.cuda.set_rng_state(states["cuda"], device)
+
+
+def get_log(logger: Logger | None) -> dict[str, Any]:
+    """What was recorded since the log was last written: the losses of the newest update."""
+    if logger is None:
+        return {}
+    values = {
+        name: value.item() if isinstance(value, np.number) else value
+        for name, value in logger.name_to_value.items()
+        if isinstance(value, int | float | str | np.number)
+    }
+    return {
+        "name_to_value": values,
+        "name_to_count": {name: logger.name_to_count[name] for name in values},
+        "name_to_excluded": {name: logger.name_to_excluded[name] for name in values},
+    }
+
+
+def set_log(logger: Logger, log: dict[str, Any]) -> None:
+    """Record what :func:`get_log` gave."""
+    for name, entries in log.items():
+        getattr(logger, name).update(entries)
+
+
+# --- callbacks ------------------------------------------------------------------------------------
+
+
+def get_callback_states(callback: BaseCallback, reset_seed: int | None) -> dict[str, dict[str, Any]]:
+    """
+    :param callback: the callback of the run
+    :param reset_seed: seed for environments that evaluate, ``None`` to save their states
+    :return: what the callbacks count and remember, by class and place among those of the class
+    """
+    states = {}
+    for name, child in _named_callbacks(callback).items():
+        state = {key: value for key, value in vars(child).items() if key in CALLBACK_STATE}
+        eval_env = getattr(child, "eval_env", None)
+        # Evaluation of a policy that acts at random draws from the generators that training draws from, as often as
+        # there are steps: so the episodes must be the same too
+        if isinstance(eval_env, VecEnv):
+            if reset_seed is None:
+                with suppress(NotRestorableError):
+                    state["eval_env"] = get_env_state(eval_env)
+            else:
+                state["eval_seed"] = reset_seed
+                seed_envs(eval_env, reset_seed)
+        states[name] = state
+    return states
+
+
+def note_callbacks(callback: BaseCallback) -> None:
+    """Note what the environments of the callbacks of a run were made with."""
+    for child in _walk_callbacks(callback):
+        if isinstance(getattr(child, "eval_env", None), VecEnv):
+            note_made(child.eval_env)  # type: ignore[attr-defined]
+
+
+def set_callback_states(callback: BaseCallback, states: dict[str, dict[str, Any]]) -> None:
+    """
+    :param callback: the callback of the run
+    :param states: what :func:`get_callback_states` gave. Callbacks that did not take part then are left as they are
+    """
+    for name, child in _named_callbacks(callback).items():
+        state = dict(states.get(name, {}))
+        eval_state, eval_seed = state.pop("eval_env", None), state.pop("eval_seed", None)
+        eval_env = getattr(child, "eval_env", None)
+        if isinstance(eval_env, VecEnv):
+            if eval_state is not None:
+                try:
+                    set_env_state(eval_env, eval_state)
+                except ValueError as error:
+                    warnings.warn(f"{name} evaluates on other environments than before: {error}", stacklevel=2)
+            if eval_seed is not None:
+                seed_envs(eval_env, eval_seed)
+        vars(child).update(state)
+
+
+def _named_callbacks(callback: BaseCallback) -> dict[str, BaseCallback]:
+    named: dict[str, BaseCallback] = {}
+    count: Counter[str] = Counter()
+    for child in _walk_callbacks(callback):
+        kind = type(child).__name__
+        named[f"{kind} {count[kind]}"] = child
+        count[kind] += 1
+    return named
+
+
+def _walk_callbacks(callback: BaseCallback) -> Iterator[BaseCallback]:
+    yield callback
+    children: list[Any] = list(callback.callbacks) if isinstance(callback, CallbackList) else []
+    children += [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
+    for child in children:
+        if isinstance(child, BaseCallback):
+            yield from _walk_callbacks(child)
+
+
+# --- seeds and observations -----------------------------------------------------------------------
+
+
+def derive_seed(seed: int | None, num_timesteps: int) -> int:
+    """A seed for environments that depends on both, or on chance if the run has no seed."""
+    entropy = None if seed is None else [seed, num_timesteps]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1  # emulators take 31 bits
+
+
+def seed_envs(venv: VecEnv, seed: int) -> None:
+    """Have the next reset begin new games with this seed."""
+    venv.seed(seed)
+    if venv.has_attr("was_real_done"):
+        # EpisodicLifeEnv: its reset would go on with the game that is under way
+        venv.env_method("set_wrapper_attr", "was_real_done", True)
+
+
+def map_observations(function: Callable[..., Any], *observations: Any) -> Any:
+    """Apply a function to arrays, dicts of them, or None."""
+    first = observations[0]
+    if isinstance(first, dict):
+        return {key: function(*(obs[key] for obs in observations)) for key in first}
+    return None if first is None else function(*observations)
+
+
+def with_strides(array: np.ndarray, strides: tuple[int, ...]) -> np.ndarray:
+    """A copy of an array with these strides, or the array if they run backwards."""
+    if min(strides, default=0) < 0:
+        return array
+    size = array.itemsize + sum((n - 1) * stride for n, stride in zip(array.shape, strides, strict=True))
+    copy: np.ndarray = np.ndarray(array.shape, array.dtype, np.zeros(size, np.uint8), strides=strides)
+    copy[...] = array
+    return copy
+
+
+def equal_observations(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+    return np.array_equal(a, b)
