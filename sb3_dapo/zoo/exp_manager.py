@@ -34,7 +34,7 @@ from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
 from sb3_dapo.zoo.parsers import BEST_MODEL, CHECKPOINT_PREFIX
 from sb3_dapo.zoo.registration import CONF_FILES
-from sb3_dapo.zoo.runs import checkpoint_steps, no_frameskip_id, read_config
+from sb3_dapo.zoo.runs import BEFORE_FILE, checkpoint_steps, no_frameskip_id, read_before, read_config
 
 # Arguments that the Zoo gives to every algorithm itself
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
@@ -273,15 +273,27 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         """The Zoo's. Of a resumed run: its own with what is given, or those of a file or trial if one is given."""
         if self.checkpoint is None:
             return self._read_hyperparameters()
-        old = read_config(Path(self.save_path), self.env_name)
+        written = read_config(Path(self.save_path), self.env_name)
+        before = read_before(Path(self.save_path), self.env_name)
+        # What a resumed run has written down, and not used when it was killed before its first checkpoint
+        self.config_of_checkpoint = before["config"] if before.get("steps") == self._steps() else written
         if self.keep_config:
-            hyperparams = {**old, **(self.custom_hyperparams or {})}
+            hyperparams = {**written, **(self.custom_hyperparams or {})}
             if "env_kwargs" in hyperparams and self.env_kwargs:
                 hyperparams["env_kwargs"] = self.env_kwargs
         else:
             hyperparams, _ = self._read_hyperparameters()
-        self.changed = changes(ALGOS[self.algo], old, hyperparams)
+        self.changed = changes(ALGOS[self.algo], self.config_of_checkpoint, hyperparams)
         return hyperparams, OrderedDict(sorted(hyperparams.items()))
+
+    def _steps(self) -> int:
+        return checkpoint_steps(self.checkpoint) if self.checkpoint is not None else 0
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        if self.checkpoint is not None:
+            before = {"steps": self._steps(), "config": self.config_of_checkpoint}
+            Path(self.params_path, BEFORE_FILE).write_text(yaml.dump(before))
+        super()._save_config(saved_hyperparams)
 
     def _read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
