@@ -3,7 +3,8 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -39,7 +40,7 @@ class AtariGame:
     :meth:`send` hands an action to the game's own thread, :meth:`receive` waits for what came of it; between the two,
     other games are emulated. After :meth:`receive` the game can be played on: a game that ended has been replaced.
 
-    :param emulator: C++ environment of one game, in same-step mode, giving single frames
+    :param make_emulator: makes a C++ environment of one game, in same-step mode, giving single frames
     :param spec: what is registered under the game's id
     :param action_meanings: names of the actions
     :param reset_frames: what the emulator's frame counter shows after a reset (not 0 in games that open with a menu)
@@ -54,7 +55,7 @@ class AtariGame:
 
     def __init__(
         self,
-        emulator: AtariVectorEnv,
+        make_emulator: Callable[[], AtariVectorEnv],
         spec: EnvSpec,
         action_meanings: list[str],
         reset_frames: int,
@@ -66,10 +67,12 @@ class AtariGame:
         self.lives = self.frame_number = self.episode_frame_number = 0
         self.episode_return = 0.0
         self.spec = spec
-        self.action_space = emulator.single_action_space
+        self._make_emulator = make_emulator
+        self._emulator = make_emulator()
+        self.action_space = self._emulator.single_action_space
         self.episodic_life = episodic_life
         self.max_frames = max_frames
-        self._emulator = emulator
+        self.is_sent = False  # whether there may be an action whose outcome is not received
         self._action_meanings = action_meanings
         self._reset_frames = reset_frames
         self._noop_start = noop_start
@@ -100,6 +103,10 @@ class AtariGame:
 
         :param seed: seed of the emulator and of the number of no-op frames, None to continue their random streams
         """
+        if self.is_sent:
+            # A step was interrupted, as by Ctrl+C: the next outcome may be that of the action, or never come
+            self._emulator, self.is_sent = self._make_emulator(), False
+            seed = int(np.random.randint(NUM_SEEDS, dtype=np.int64)) if seed is None else seed
         self._start(*self._emulator.reset(seed=seed))
 
     def send(self, action: np.ndarray) -> None:
@@ -108,6 +115,7 @@ class AtariGame:
 
         :param action: integer array of shape (1,)
         """
+        self.is_sent = True
         self._emulator.send(action)
 
     def receive(self) -> None:
@@ -116,6 +124,7 @@ class AtariGame:
         and ``last_screen``, which is the screen before a new game replaced it.
         """
         screens, rewards, terminations, _, emulator_info = self._emulator.recv()
+        self.is_sent = False
         lives, frame_number, episode_frame_number = _read_counters(emulator_info)
         self.game_over = bool(terminations[0])
         if self.game_over:
@@ -285,7 +294,7 @@ class AtariVecEnv(VecEnv):
         # The Python environment tells what the C++ one does not.
         probe = AtariEnv(game=rom, full_action_space=full_action_space, repeat_action_probability=0.0)
         assert isinstance(probe.observation_space, spaces.Box)
-        screen_height, screen_width, _ = probe.observation_space.shape
+        screen_height, screen_width = probe.observation_space.shape[:2] if exact_pixels else (screen_size, screen_size)
         action_meanings = probe.get_action_meanings()
         reset_frames = probe.reset()[1]["episode_frame_number"]
         has_fire = "FIRE" in action_meanings
@@ -295,27 +304,29 @@ class AtariVecEnv(VecEnv):
                 "if there is such an action, second"
             )
 
+        make_emulator = partial(
+            AtariVectorEnv,
+            rom,
+            num_envs=1,
+            num_threads=1,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            # In C++: the emulator, frame skip, maximum of two frames, no-op frames. The rest follows SB3 here.
+            frameskip=frame_skip,
+            repeat_action_probability=repeat_action_probability,
+            full_action_space=full_action_space,
+            noop_max=noop_max + 1 if noop_max > 0 else 0,  # one more than it will take
+            use_fire_reset=False,
+            episodic_life=False,
+            reward_clipping=False,
+            max_num_frames_per_episode=NO_LIMIT,
+            grayscale=not exact_pixels,
+            img_height=screen_height,
+            img_width=screen_width,
+            stack_num=1,
+        )
         self._games = [
             AtariGame(
-                AtariVectorEnv(
-                    rom,
-                    num_envs=1,
-                    num_threads=1,
-                    autoreset_mode=AutoresetMode.SAME_STEP,
-                    # In C++: the emulator, frame skip, maximum of two frames, no-op frames. The rest follows SB3 here.
-                    frameskip=frame_skip,
-                    repeat_action_probability=repeat_action_probability,
-                    full_action_space=full_action_space,
-                    noop_max=noop_max + 1 if noop_max > 0 else 0,  # one more than it will take
-                    use_fire_reset=False,
-                    episodic_life=False,
-                    reward_clipping=False,
-                    max_num_frames_per_episode=NO_LIMIT,
-                    grayscale=not exact_pixels,
-                    img_height=screen_height if exact_pixels else screen_size,
-                    img_width=screen_width if exact_pixels else screen_size,
-                    stack_num=1,
-                ),
+                make_emulator,
                 spec,
                 action_meanings,
                 reset_frames,
@@ -330,10 +341,12 @@ class AtariVecEnv(VecEnv):
         super().__init__(n_envs, observation_space, spaces.Discrete(len(action_meanings)))
         self.metadata["render_fps"] = AtariEnv.metadata["render_fps"]
         self.action_space: spaces.Discrete
-        self.clip_reward = clip_reward
-        self._exact_pixels = exact_pixels
+        # By these names, so that a resume can compare them
+        self.env_id, self.noop_max, self.frame_skip, self.clip_reward = env_id, noop_max, frame_skip, clip_reward
+        self.terminal_on_life_loss, self._exact_pixels = terminal_on_life_loss, exact_pixels
+        self.repeat_action_probability = repeat_action_probability
+        self.max_num_frames_per_episode = max_num_frames_per_episode
         self._observations = np.zeros((n_envs, *observation_space.shape), np.uint8)
-        self._are_sent = np.zeros(n_envs, np.bool_)  # the games that have an action whose outcome is not received
         # The wrappers whose work is done, on AtariWrapper's conditions
         in_effect = {
             Monitor: True,
@@ -356,8 +369,6 @@ class AtariVecEnv(VecEnv):
         :return: the first observations, (n_envs, n_stack, screen_size, screen_size)
         """
         self._check_open()
-        for index in np.flatnonzero(self._are_sent):
-            self.receive(slice(index, index + 1))
         self._observations = np.zeros_like(self._observations)
         for game, seed in zip(self._games, self._seeds, strict=True):
             game.reset(None if seed is None else seed % NUM_SEEDS)
@@ -391,17 +402,16 @@ class AtariVecEnv(VecEnv):
         :param games: which
         """
         self._check_open()
-        if self._are_sent[games].any():
-            raise RuntimeError("step_async() was called twice without step_wait()")
         actions = np.asarray(actions)
         chosen = self._games[games]
+        if any(game.is_sent for game in chosen):
+            raise RuntimeError("step_async() was called twice without step_wait(): after an interrupt, call reset()")
         # The C++ side would wait for ever for a thread that was sent an action out of range.
         is_valid = actions.shape == (len(chosen),) and np.issubdtype(actions.dtype, np.integer)
         if not is_valid or actions.min() < 0 or actions.max() >= self.action_space.n:
             raise ValueError(f"actions={actions!r} must be {len(chosen)} integers of {self.action_space}")
         for game, action in zip(chosen, actions.astype(np.int64)[:, None], strict=True):
             game.send(action)
-        self._are_sent[games] = True
 
     def receive(self, games: slice = ALL) -> VecEnvStepReturn:
         """
@@ -410,9 +420,8 @@ class AtariVecEnv(VecEnv):
         :param games: which
         :return: their observations, rewards, dones and infos; arrays that were returned are never written to
         """
-        if not self._are_sent[games].all():
+        if not all(game.is_sent for game in self._games[games]):
             raise RuntimeError("step_wait() was called without step_async()")
-        self._are_sent[games] = False
         observations = self._observations.copy()
         observations[games, :-1] = self._observations[games, 1:]
         self._observations = observations

@@ -395,7 +395,8 @@ class DAPO(Checkpoints, HubModel, PPO):
         callback.on_rollout_start()
         for rollout in source.rollouts_for(self):
             dones = rollout.terminated | rollout.truncated
-            for rewards, step_dones, infos in zip(rollout.rewards, dones, rollout.infos, strict=True):
+            all_infos = rollout.infos or [[{} for _ in row] for row in dones]
+            for rewards, step_dones, infos in zip(rollout.rewards, dones, all_infos, strict=True):
                 self.num_timesteps += len(rewards)
                 step = {"self": self, "env": source, "rewards": rewards, "dones": step_dones, "infos": infos}
                 callback.update_locals(step)

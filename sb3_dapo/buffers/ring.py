@@ -115,12 +115,11 @@ class RolloutRing(RolloutRecorder):
         action_shape, action_dtype = self.action_storage
         self.action_store = RingStore(shape, action_shape, _torch_dtype(action_dtype), self.device)
         self.input_stores: dict[str, RingStore] = {}  # what there is, the first rollout tells
-        # Those that minibatches have come first
-        self._scalars = th.zeros((9, *shape), device=self.device)
-        self.behavior_log_probs, self.old_log_probs, self.old_values = self._scalars[:3]
-        self.kept_advantages, self.kept_returns, self.future_divergences = self._scalars[3:6]
-        self.kept_rewards, self.latest_log_probs, self.latest_values = self._scalars[6:]
-        self.terminated, self.truncated = th.zeros((2, *shape), dtype=th.bool, device=self.device)
+        numbers = [th.zeros(shape, device=self.device) for _ in range(9)]
+        self.behavior_log_probs, self.old_log_probs, self.latest_log_probs, self.old_values, *numbers = numbers
+        self.latest_values, self.kept_rewards, self.kept_advantages, self.kept_returns, *numbers = numbers
+        (self.future_divergences,) = numbers
+        self.terminated, self.truncated = (th.zeros(shape, dtype=th.bool, device=self.device) for _ in range(2))
         self.last_values = th.zeros(shape[:2], device=self.device)
         # Per rollout: the observations after its last step, (N, *obs_shape), followed by those that truncated episodes
         # ended with; the other inputs there; and where these episodes were truncated, as n * T + t
@@ -356,7 +355,9 @@ class RolloutRing(RolloutRecorder):
         n_sequences = n_transitions // length
         # NumPy's generator, like SB3: the order is the same as PPO's for the same seed
         order = np.random.permutation(n_sequences) if shuffle else np.arange(n_sequences)
-        scalars = self._scalars[:6].flatten(1)
+        known = (self.behavior_log_probs, self.old_log_probs, self.old_values)
+        targets = (self.kept_advantages, self.kept_returns, self.future_divergences)
+        scalars = th.stack([x.view(-1)[:n_transitions] for x in (*known, *targets)])
         for sequences in th.from_numpy(order).to(self.device).split(max(int(batch_size or n_transitions) // length, 1)):
             indices = sequences
             if length > 1:
