@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from sb3_dapo.divergences import DIVERGENCES, Divergence
     from sb3_dapo.faults import NonFiniteError
     from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+    from sb3_dapo.recurrent import RecurrentDAPO
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "MlpPolicy",
     "MultiInputPolicy",
     "NonFiniteError",
+    "RecurrentDAPO",
 ]
 
 # Where the names are defined. Modules are imported on first use: `sb3-dapo --help` needs no PyTorch
@@ -37,6 +39,7 @@ _MODULES = {
     "MlpPolicy": "policies",
     "MultiInputPolicy": "policies",
     "NonFiniteError": "faults",
+    "RecurrentDAPO": "recurrent",
 }
 
 
