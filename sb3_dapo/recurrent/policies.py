@@ -54,8 +54,7 @@ def _process_segments(
     :param starts: where episodes begin, shape ``(S, L)``, bool
     """
     n_steps, device = starts.shape[1], features.device
-    begins = starts.cpu()
-    begins[:, 0] = True
+    begins = starts.cpu() | (th.arange(n_steps) == 0)
     steps = th.arange(begins.numel())
     segments = begins.flatten().cumsum(0) - 1  # that each step belongs to, (S * L,)
     first_steps = begins.flatten().nonzero().flatten()
