@@ -4,28 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sb3_dapo.controllers import AdaptiveController, Controller, DualController
-    from sb3_dapo.dapo import DAPO
-    from sb3_dapo.divergences import DIVERGENCES, Divergence
-    from sb3_dapo.faults import NonFiniteError
-    from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-    from sb3_dapo.recurrent import RecurrentDAPO
+    from sb3_dapo.controllers import AdaptiveController, Controller, DualController  # noqa: F401
+    from sb3_dapo.dapo import DAPO  # noqa: F401
+    from sb3_dapo.divergences import DIVERGENCES, Divergence  # noqa: F401
+    from sb3_dapo.faults import NonFiniteError  # noqa: F401
+    from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy  # noqa: F401
+    from sb3_dapo.recurrent import RecurrentDAPO  # noqa: F401
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "DAPO",
-    "DIVERGENCES",
-    "AdaptiveController",
-    "CnnPolicy",
-    "Controller",
-    "Divergence",
-    "DualController",
-    "MlpPolicy",
-    "MultiInputPolicy",
-    "NonFiniteError",
-    "RecurrentDAPO",
-]
 
 # Where the names are defined. Modules are imported on first use: `sb3-dapo --help` needs no PyTorch
 _MODULES = {
@@ -41,6 +27,7 @@ _MODULES = {
     "NonFiniteError": "faults",
     "RecurrentDAPO": "recurrent",
 }
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -217,26 +217,7 @@ class AtariVecEnv(VecEnv):
     replaced by ``frame_skip``: ``ALE/Breakout-v5`` is played like
     ``make_atari_env("ALE/Breakout-v5", env_kwargs={"frameskip": 1})``, where an action lasts 4 frames, not 4 times 4.
 
-    What differs from the wrappers:
-
-    - :meth:`reset` begins new games. ``EpisodicLifeEnv`` goes on with a game that is under way, so that a second
-      ``evaluate_policy`` on the same environment counts games begun by an earlier policy.
-    - The same seed gives other games, as the random generators differ, with the same distribution of no-op frames.
-    - Points scored in the no-op frames that begin a game are missing from the episode's ``r``. Of ale_py's games only
-      Skiing (at most 50 of several thousand) and Entombed (1) have any.
-    - A game that reaches the limit of frames (half an hour of play) completes its last action: up to ``frame_skip`` - 1
-      frames more.
-    - When the game is over, the newest frame of ``terminal_observation`` may differ. No algorithm needs the value of
-      such an observation. After a truncation or the loss of a life it is the same.
-    - Should a game end between the loss of a life and the agent's next action, the observation is the first one of the
-      next game, where ``FireResetEnv`` returns the last one of the old game.
-    - Double Dunk with sticky actions passes its opening menu in a random number of frames. Those beyond the usual 13
-      count as no-op frames and in ``l``.
-    - :meth:`get_images` returns the screens as the agent sees them, the brighter of two frames at each pixel.
-      ``AtariEnv`` renders the last frame, in which sprites may flicker.
-    - ``reset_infos`` hold the emulator's counters in all games, not only in those without FIRE. ``frame_number``, its
-      total, may count menus of games that were not played: the C++ side also draws starts without a no-op frame, which
-      are drawn again.
+    What differs from the wrappers is listed in docs/atari.md.
 
     :param env_id: a ``NoFrameskip`` id (``BreakoutNoFrameskip-v4``), or ``ALE/Breakout-v5``, which has sticky actions
     :param n_envs: number of games
@@ -379,19 +360,9 @@ class AtariVecEnv(VecEnv):
         return self._observations
 
     def step_async(self, actions: np.ndarray) -> None:
-        """
-        Have all games emulated, without waiting for them.
-
-        :param actions: integers, (n_envs,)
-        """
         self.send(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """
-        Wait for all games, and take those whose episode ended to the start of the next.
-
-        :return: observations, rewards, dones and infos; arrays that were returned are never written to
-        """
         return self.receive()
 
     def send(self, actions: np.ndarray, games: slice = ALL) -> None:
@@ -480,17 +451,9 @@ class AtariVecEnv(VecEnv):
             raise RuntimeError("the environment has been closed")
 
     def get_images(self) -> Sequence[np.ndarray]:
-        """
-        :return: the current screens, each (210, 160, 3) in most games
-        """
         return [game.render() for game in self._games]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """
-        :param attr_name: name of an attribute of :class:`AtariGame`
-        :param indices: which games, None for all
-        :return: its value in each of these games
-        """
         return [getattr(game, attr_name) for game in self._select(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
@@ -508,13 +471,6 @@ class AtariVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """
-        :param method_name: name of a method of :class:`AtariGame`
-        :param method_args: its positional arguments
-        :param indices: which games, None for all
-        :param method_kwargs: its keyword arguments
-        :return: what it returned for each of these games
-        """
         return [getattr(game, method_name)(*method_args, **method_kwargs) for game in self._select(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:

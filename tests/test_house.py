@@ -10,7 +10,18 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sb3_dapo"
 # Each room may import from those of lower floors, and from itself
 FLOORS = [
-    {"estimators", "faults", "arguments", "controllers", "fast", "atari_vec_env", "minatar", "panels", "hyperparams"},
+    {
+        "estimators",
+        "faults",
+        "arguments",
+        "controllers",
+        "fast",
+        "atari_vec_env",
+        "minatar",
+        "panels",
+        "hyperparams",
+        "cli",
+    },
     {"divergences", "policies"},
     {"buffers"},
     {"loss", "acting", "checkpoint", "export"},

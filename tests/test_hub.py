@@ -450,26 +450,26 @@ def test_names_of_repositories(hub: HubServer, model: DAPO) -> None:
 
 
 class Sibling(DAPO):
-    """An algorithm that has an argument more."""
+    """An algorithm of a user, with an argument of its own."""
 
-    def __init__(self, policy: Any, env: Any, *args: Any, patience: int = 3, **kwargs: Any) -> None:
-        self.patience = patience
-        super().__init__(policy, env, *args, **kwargs)
+    def __init__(self, *args: Any, bonus: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.bonus = bonus
 
 
 def test_a_sibling_has_a_card_of_its_own(hub: HubServer) -> None:
-    model = Sibling("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, patience=7, device="cpu").learn(32)
+    model = Sibling("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, bonus=0.25, device="cpu").learn(32)
     model.push_to_hub(REPO, eval_env="CartPole-v1", n_eval_episodes=1)
     repository = hub.repositories[REPO]
     assert repository.commits[-1].message == "Upload Sibling agent"
     card = repository.files["README.md"].decode()
     assert "# Sibling on CartPole-v1\n" in card and "| argument of `Sibling` | value |" in card
-    assert "| `patience` | `7` |" in card and "DAPO" not in card
+    assert "| `bonus` | `0.25` |" in card and "DAPO" not in card
     assert front_matter(card)["model-index"][0]["name"] == "Sibling"
     assert f"from {__name__} import Sibling" in card
     assert 'Sibling.from_pretrained("lab/agent", env="CartPole-v1")' in card
     loaded = Sibling.from_pretrained(REPO, env="CartPole-v1")
-    assert type(loaded) is Sibling and loaded.patience == 7
+    assert type(loaded) is Sibling and loaded.bonus == 0.25
     assert_same_actions(model, loaded)
 
 
@@ -666,18 +666,38 @@ def test_zoo_vec_normalize(hub: HubServer, command: Command) -> None:
     assert Path("new/dapo/CartPole-v1_1/CartPole-v1.zip").is_file()
 
 
+def test_zoo_checkpoint_of_an_algorithm_of_the_user(hub: HubServer, command: Command) -> None:
+    """With the statistics that the checkpoint has, and a card that names the class."""
+    from sb3_dapo.zoo import register_algorithm
+
+    register_algorithm("sibling", Sibling)
+    named = ("--env", "CartPole-v1", "--algo", "sibling")
+    command("train", *named, "-n", "256", "--save-freq", "64", "--eval-freq", "-1", *SMALL, "normalize:True")
+    command("push-to-hub", *named, "-orga", "lab", "--no-render", "--eval-episodes", "2", "--load-checkpoint", "128")
+    repository = hub.repositories["lab/sibling-CartPole-v1"]
+    assert repository.commits[-1].message == "Upload Sibling agent"
+    assert round(pickle.loads(repository.files["vec_normalize.pkl"]).obs_rms.count) == 128 + 2
+    card = repository.files["README.md"].decode()
+    assert "from test_hub import Sibling" in card and "Sibling.from_pretrained(" in card
+    command("load-from-hub", *named, "-orga", "lab", "--trust-pickle")
+    loaded = Sibling.load("logs/sibling/CartPole-v1_2/CartPole-v1.zip")
+    assert (type(loaded), loaded.num_timesteps, loaded.bonus) == (Sibling, 128, 0.5)
+    assert "Mean reward" in command("enjoy", *named, "--no-render", "-n", "100")
+
+
 def test_failures_of_the_video_are_not_hidden(
     hub: HubServer, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(command)
-    monkeypatch.setattr("sb3_dapo.zoo.hub.shutil.which", lambda name: "/bin/false")
-    with pytest.raises(RuntimeError, match="no replay.mp4 came of the recording.*--no-render"):
-        push(command, "-n", "10")
-    assert set(hub.repositories[ZOO_REPO].files) == {".gitattributes"}
-    monkeypatch.setattr("sb3_dapo.zoo.hub.shutil.which", lambda name: None)
-    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(SystemExit, match="The video needs ffmpeg"):
-        push(command, "-n", "10")
+    with monkeypatch.context() as patch:
+        patch.setattr("moviepy.video.io.ffmpeg_writer.FFMPEG_BINARY", "/bin/false")
+        with pytest.raises(RuntimeError, match="(?s)no replay.mp4 came of the recording.*--no-render"):
+            push(command, "-n", "10")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "moviepy", None)
+        with pytest.raises(RuntimeError, match="no replay.mp4 came of the recording: MoviePy is not installed"):
+            push(command, "-n", "10")
+    assert not hub.repositories  # nothing is left of what failed
     push(command, "--no-render")
     assert "replay.mp4" not in hub.repositories[ZOO_REPO].files
 

@@ -16,18 +16,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dapo.checkpoint.env_state import NotRestorableError, get_env_state, note_made, set_env_state
 
 # What SB3's callbacks count and remember, so that they trigger at the same steps after a resume
-CALLBACK_STATE = (
-    "n_calls",
-    "last_time_trigger",
-    "n_episodes",
-    "best_mean_reward",
-    "last_mean_reward",
-    "evaluations_results",
-    "evaluations_timesteps",
-    "evaluations_length",
-    "evaluations_successes",
-    "last_best_mean_reward",
-    "no_improvement_evals",
+CALLBACK_STATE = frozenset(
+    "n_calls last_time_trigger n_episodes best_mean_reward last_mean_reward last_best_mean_reward no_improvement_evals "
+    "evaluations_results evaluations_timesteps evaluations_length evaluations_successes".split()
 )
 
 
@@ -62,10 +53,7 @@ def set_random_states(states: dict[str, Any], device: th.device) -> None:
 
 
 def get_log(logger: Logger | None) -> dict[str, Any]:
-    """
-    :param logger: of a model, if it has one
-    :return: what was recorded since the log was last written: the losses of the newest update
-    """
+    """What was recorded since the log was last written: the losses of the newest update."""
     if logger is None:
         return {}
     values = {
@@ -81,10 +69,7 @@ def get_log(logger: Logger | None) -> dict[str, Any]:
 
 
 def set_log(logger: Logger, log: dict[str, Any]) -> None:
-    """
-    :param logger: of a model
-    :param log: what :func:`get_log` gave
-    """
+    """Record what :func:`get_log` gave."""
     for name, entries in log.items():
         getattr(logger, name).update(entries)
 
@@ -116,11 +101,10 @@ def get_callback_states(callback: BaseCallback, reset_seed: int | None) -> dict[
 
 
 def note_callbacks(callback: BaseCallback) -> None:
-    """:param callback: the callback of a run, of whose environments it is noted what they were made with"""
+    """Note what the environments of the callbacks of a run were made with."""
     for child in _walk_callbacks(callback):
-        eval_env = getattr(child, "eval_env", None)
-        if isinstance(eval_env, VecEnv):
-            note_made(eval_env)
+        if isinstance(getattr(child, "eval_env", None), VecEnv):
+            note_made(child.eval_env)  # type: ignore[attr-defined]
 
 
 def set_callback_states(callback: BaseCallback, states: dict[str, dict[str, Any]]) -> None:

@@ -1,36 +1,40 @@
-"""RL Zoo's experiment manager with our hyperparameter files, scheduled arguments and checks."""
+"""RL Zoo's experiment manager with our hyperparameter files, scheduled arguments, checks and resumed runs."""
 
 import argparse
 import difflib
-import inspect
 import os
+import pickle
 import shutil
 import sys
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import rl_zoo3.exp_manager
 import yaml
+from rl_zoo3.callbacks import SaveVecNormalizeCallback
 from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from sb3_dapo import DAPO
-from sb3_dapo.arguments import SCHEDULED
-from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until
+from sb3_dapo.arguments import SCHEDULED, arguments_of
+from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until, vec_normalize_of
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
-from sb3_dapo.zoo.parsers import CHECKPOINT_PREFIX, find_checkpoints
-from sb3_dapo.zoo.runs import no_frameskip_id
+from sb3_dapo.zoo.parsers import BEST_MODEL, CHECKPOINT_PREFIX
+from sb3_dapo.zoo.registration import CONF_FILES
+from sb3_dapo.zoo.runs import checkpoint_steps, no_frameskip_id, read_config
 
 # Arguments that the Zoo gives to every algorithm itself
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
@@ -42,31 +46,25 @@ NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_
 TENSORBOARD_FILE = "tensorboard.txt"
 # File there with the training episodes
 EPISODES_FILE = "episodes.csv"
+# File beside the Zoo's statistics of VecNormalize, which those of the run's end replace
+BEST_STATISTICS = "best_vecnormalize.pkl"
 
-
-def read_tensorboard_path(run_path: str | Path) -> str:
-    """
-    :param run_path: folder of a run
-    :return: folder of its TensorBoard log
-    """
-    return os.path.normpath(Path(run_path, Path(run_path, TENSORBOARD_FILE).read_text().strip()))
+# Arguments that the Zoo takes for noise, and gives to the algorithm as `action_noise`
+NOISE = {"noise_type", "noise_std"}
+# Hyperparameters that the state in a checkpoint depends on: network, kept rollouts, statistics of episodes
+FIXED_BY_CHECKPOINT = (
+    *("policy", "policy_kwargs", "use_sde", "n_envs", "n_steps", "n_rollouts"),
+    *("optimize_memory_usage", "rollout_buffer_class", "rollout_buffer_kwargs", "stats_window_size"),
+)
 
 
 def conf_file(algo: str) -> str | None:
-    """
-    :param algo: name of an algorithm in the Zoo
-    :return: path of the hyperparameter file that comes with this package, None for the Zoo's own algorithms
-    """
-    path = Path(str(resources.files("sb3_dapo.hyperparams"))) / f"{algo}.yml"
-    return str(path) if path.is_file() else None
+    """Path of an algorithm's hyperparameter file, None for the Zoo's own algorithms."""
+    return CONF_FILES.get(algo)
 
 
 def parse_schedule(name: str, text: str) -> SimpleLinearSchedule | Controller:
-    """
-    :param name: argument that the text is for
-    :param text: `lin_x`, and for `divergence_coef` also `adaptive_x` and `dual_x`, where x is the target divergence
-    :return: schedule that falls linearly from x to 0, or controller
-    """
+    """What `lin_x` stands for, and for `divergence_coef` also `adaptive_x` and `dual_x`, with the target x."""
     kinds: dict[str, Callable[[float], SimpleLinearSchedule | Controller]] = {"lin": SimpleLinearSchedule}
     if name == "divergence_coef":
         kinds |= {"adaptive": AdaptiveController, "dual": DualController}
@@ -82,14 +80,8 @@ def parse_schedule(name: str, text: str) -> SimpleLinearSchedule | Controller:
 
 
 def check_keywords(algo_class: type, names: set[str], source: str) -> None:
-    """
-    Refuse arguments that the algorithm does not have.
-
-    :param algo_class: class of the algorithm
-    :param names: names of the arguments for it
-    :param source: where they were read, for the message
-    """
-    allowed = set(inspect.signature(algo_class).parameters) - GIVEN
+    """Refuse names of arguments that an algorithm does not have; `source` tells where they were read."""
+    allowed = set(arguments_of(algo_class)) - GIVEN
     for name in sorted(names - allowed):
         close = difflib.get_close_matches(name, allowed, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -100,10 +92,7 @@ def check_keywords(algo_class: type, names: set[str], source: str) -> None:
 
 
 def atari_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any] | None:
-    """
-    :param hyperparams: entry of a hyperparameter file
-    :return: arguments of SB3's `AtariWrapper` if it is the only wrapper, otherwise None
-    """
+    """Arguments of SB3's `AtariWrapper` if hyperparameters name no other wrapper, otherwise None."""
     wrappers = hyperparams.get("env_wrapper")
     wrapper = wrappers[0] if isinstance(wrappers, list) and len(wrappers) == 1 else wrappers
     kwargs: dict[str, Any] = {}
@@ -112,61 +101,108 @@ def atari_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any] | None:
     return kwargs if wrapper == f"{AtariWrapper.__module__}.{AtariWrapper.__name__}" else None
 
 
-def checkpoint_steps(checkpoint: Path) -> int:
-    """
-    :param checkpoint: a checkpoint of a run
-    :return: steps at which it was written
-    """
-    return int(checkpoint.stem.split("_")[-2])
+def changes(algo_class: type, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Hyperparameters that a resumed run gets others of. They are printed, or refused if they cannot change."""
+    defaults = {"n_envs": 1, **{name: argument.default for name, argument in arguments_of(algo_class).items()}}
+    pairs = {name: (old.get(name, defaults.get(name)), new.get(name, defaults.get(name))) for name in {*old, *new}}
+    changed = sorted(name for name, (before, after) in pairs.items() if before != after)
+    for name in changed:
+        before, after = pairs[name]
+        if name in FIXED_BY_CHECKPOINT:
+            reason = "as the checkpoint depends on it"
+            raise ValueError(f"`{name}` cannot change with `--resume`, {reason}: it must be {before!r}, got {after!r}")
+        print(f"Resuming with {name}: {after!r} instead of {before!r}")
+    return changed
 
 
-def keep_monitor_files(run_path: Path, steps: int) -> None:
-    """
-    Rename the files of `Monitor`, so that new ones can be written.
-
-    :param run_path: folder of a run
-    :param steps: steps of the checkpoint that the run is resumed from
-    """
+def keep_monitor_files(run_path: Path, steps: int) -> list[tuple[Path, Path]]:
+    """Rename the files of `Monitor`, so that new ones can be written; returns old and new paths."""
     number = len({path.name.split("_")[1] for path in run_path.glob("before_*.monitor.csv")}) + 1
+    renamed = []
     for path in run_path.glob("[0-9]*.monitor.csv"):
-        path.rename(path.with_name(f"before_{number}_{CHECKPOINT_PREFIX}_{steps}_steps_{path.name}"))
+        renamed.append((path, path.with_name(f"before_{number}_{CHECKPOINT_PREFIX}_{steps}_steps_{path.name}")))
+        path.rename(renamed[-1][1])
+    return renamed
 
 
-class EpisodeLog(BaseCallback):
-    """
-    Writes down when each training episode ended, which `Monitor` does not know: it counts frames, and the steps of
-    whole episodes only. Of a resumed run, what came after the checkpoint is taken out.
+def read_tensorboard_path(run_path: str | Path) -> str:
+    """Folder of a run's TensorBoard log."""
+    return os.path.normpath(Path(run_path, Path(run_path, TENSORBOARD_FILE).read_text().strip()))
 
-    :param run_path: folder of the run
-    """
+
+def episode_of(info: Any) -> tuple[Any, Any] | None:
+    """Score and length of the episode that ended, None if none did: some simulators send entries of their own."""
+    episode = info.get("episode") if isinstance(info, dict) else None
+    try:
+        return (np.asarray(episode["r"]).item(), np.asarray(episode["l"]).item())  # type: ignore[index]
+    except (IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
+def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
+    """`VecNormalize` as it was when a model of a run was saved, by default the last one."""
+    path = folder / "vecnormalize.pkl"  # of the end; of the best model until then
+    if model_path is not None and model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
+        statistics = vec_normalize_of(model_path)
+        if statistics is not None:
+            return statistics
+        # What SB3 writes beside its checkpoints, for the Zoo's other algorithms
+        own = model_path.with_name(f"{CHECKPOINT_PREFIX}_vecnormalize_{checkpoint_steps(model_path)}_steps.pkl")
+    else:
+        own = folder / BEST_STATISTICS if model_path is not None and model_path.name == BEST_MODEL else path
+    if not own.is_file() and path.is_file():
+        warnings.warn(f"{model_path} has no statistics of VecNormalize, those of {path} are used", stacklevel=2)
+        own = path
+    if not own.is_file():
+        raise ValueError(f"there are no statistics of VecNormalize for {model_path}: {own} does not exist")
+    with own.open("rb") as file:
+        read: VecNormalize = pickle.load(file)
+    return read
+
+
+class RunCallback(BaseCallback):
+    """Does something in the folder of a run."""
 
     def __init__(self, run_path: str) -> None:
         super().__init__()
-        self.path = Path(run_path, EPISODES_FILE)
+        self.run_path = run_path
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class EpisodeLog(RunCallback):
+    """
+    Writes down when each training episode ended, which `Monitor` does not know: it counts frames, and the steps of
+    whole episodes only. Of a resumed run, what came after the checkpoint is taken out.
+    """
 
     def _on_training_start(self) -> None:
+        self.path = Path(self.run_path, EPISODES_FILE)
         header, *rows = self.path.read_text().splitlines() if self.path.is_file() else ["timesteps,score,length"]
         kept = [row for row in rows if int(row.split(",")[0]) <= self.model.num_timesteps]
         self.path.write_text("\n".join([header, *kept, ""]))
 
     def _on_step(self) -> bool:
-        episodes = [info["episode"] for info in self.locals.get("infos", ()) if "episode" in info]
+        episodes = [episode for info in self.locals.get("infos") or () if (episode := episode_of(info)) is not None]
         if episodes:
             with self.path.open("a") as file:
-                file.writelines(f"{self.num_timesteps},{episode['r']},{episode['l']}\n" for episode in episodes)
+                file.writelines(f"{self.num_timesteps},{score},{length}\n" for score, length in episodes)
         return True
 
 
-class TensorBoardFolder(BaseCallback):
-    """
-    Writes down which TensorBoard log belongs to a run, and in a resumed run's what is no longer true.
+class BestStatistics(SaveVecNormalizeCallback):
+    """The Zoo's, which writes the statistics of `VecNormalize` that the best model has, under a lasting name too."""
 
-    :param run_path: folder of the run
-    """
+    def _on_step(self) -> bool:
+        vec_normalize = self.model.get_vec_normalize_env()
+        if vec_normalize is not None:
+            vec_normalize.save(os.path.join(self.save_path, BEST_STATISTICS))
+        return bool(super()._on_step())
 
-    def __init__(self, run_path: str) -> None:
-        super().__init__()
-        self.run_path = run_path
+
+class TensorBoardFolder(RunCallback):
+    """Writes down which TensorBoard log belongs to a run, and in a resumed run's what is no longer true."""
 
     def _on_training_start(self) -> None:
         # Relative to the run, so that the folder of all logs may be moved
@@ -179,9 +215,6 @@ class TensorBoardFolder(BaseCallback):
                 if isinstance(output, TensorBoardOutputFormat):
                     output.writer._get_file_writer().add_event(start, self.model.num_timesteps + 1)
 
-    def _on_step(self) -> bool:
-        return True
-
 
 class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
     """
@@ -191,9 +224,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
     where it can be had.
 
     :param args: parsed command line
-    :param algo: name of the algorithm
-    :param zoo_args: as in the Zoo
-    :param zoo_kwargs: as in the Zoo
+    :param algo: name of the algorithm; this and the other arguments are as in the Zoo
     """
 
     def __init__(self, args: argparse.Namespace, algo: str, *zoo_args: Any, **zoo_kwargs: Any) -> None:
@@ -203,46 +234,56 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         super().__init__(args, algo, *zoo_args, **zoo_kwargs)
         self.native_kwargs: dict[str, Any] | None = None  # arguments of AtariVecEnv, if it is used
         self.is_new_folder = False
+        self.kept_monitor_files: list[tuple[Path, Path]] = []
         if self.trial_id is not None:
             self.trial_id = str(self.trial_id)  # type: ignore[assignment]  # the Zoo takes trial 0 for none
-        self.checkpoint = self._find_checkpoint() if getattr(args, "resume", False) else None
         own_file = conf_file(algo)
         self.is_own_algo = own_file is not None
         if own_file is not None and zoo_kwargs.get("config") is None:
             self.config = own_file
+        self.keep_config = vars(args).pop("keep_config", False)
+        self.changed: list[str] = []
+        resume: str = getattr(args, "resume", "")  # folder of the run
+        self.checkpoint = self._find_checkpoint(resume) if resume else None
 
-    def _find_checkpoint(self) -> Path:
-        """
-        Go on in the folder of the latest run instead of a new one.
-
-        :return: the newest checkpoint there
-        :raises ValueError: if there is none
-        """
-        self.save_path = str(find_checkpoints(Path(self.log_path), self.env_name))
-        self.params_path = f"{self.save_path}/{self.env_name}"
-        checkpoint = latest_checkpoint(self.save_path, CHECKPOINT_PREFIX)
+    def _find_checkpoint(self, run_path: str) -> Path:
+        """Go on in the folder of a run instead of a new one, from the newest checkpoint there."""
+        self.save_path = run_path
+        self.params_path = f"{run_path}/{self.env_name}"
+        checkpoint = latest_checkpoint(run_path, CHECKPOINT_PREFIX)
         if checkpoint is None:
-            raise ValueError(f"`--resume` needs a checkpoint that is not damaged, there is none in {self.save_path}")
+            raise ValueError(f"`--resume` needs a checkpoint that is not damaged, there is none in {run_path}")
         self.continue_training = True
         return checkpoint
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
-        """
-        :return: model to train and its hyperparameters, None if hyperparameters shall be searched
-        """
+        """The Zoo's; a run that cannot begin leaves no folder, one that cannot go on leaves its own as it was."""
         try:
             experiment = super().setup_experiment()
         except BaseException:
             self._discard_folder()
+            for path, kept in self.kept_monitor_files:
+                kept.replace(path)
             raise
         if experiment is None:
             self._discard_folder()
         return experiment
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """
-        :return: hyperparameters, and a copy to save
-        """
+        """The Zoo's. Of a resumed run: its own with what is given, or those of a file or trial if one is given."""
+        if self.checkpoint is None:
+            return self._read_hyperparameters()
+        old = read_config(Path(self.save_path), self.env_name)
+        if self.keep_config:
+            hyperparams = {**old, **(self.custom_hyperparams or {})}
+            if "env_kwargs" in hyperparams and self.env_kwargs:
+                hyperparams["env_kwargs"] = self.env_kwargs
+        else:
+            hyperparams, _ = self._read_hyperparameters()
+        self.changed = changes(ALGOS[self.algo], old, hyperparams)
+        return hyperparams, OrderedDict(sorted(hyperparams.items()))
+
+    def _read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
             return super().read_hyperparameters()
         except (FileNotFoundError, ModuleNotFoundError, yaml.YAMLError) as error:
@@ -255,13 +296,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
     def load_trial(
         self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True
     ) -> dict[str, Any]:
-        """
-        :param storage: as in the Zoo, like the other arguments
-        :param study_name: name of the study
-        :param trial_id: number of the trial
-        :param convert: whether arguments of the algorithm are wanted
-        :return: hyperparameters of a trial
-        """
+        """The Zoo's, for trial 0 too."""
         try:
             return super().load_trial(storage, study_name, None if trial_id is None else int(trial_id), convert)
         except KeyError as error:
@@ -292,11 +327,14 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             self.save_freq = -1
         super().create_callbacks()  # type: ignore[no-untyped-call]
         if self.is_own_algo and save_freq > 0:
-            self.callbacks.append(
-                CheckpointCallback(
-                    save_freq, self.save_path, keep_last=None, name_prefix=CHECKPOINT_PREFIX, reset_envs=None
-                )
-            )
+            named: dict[str, Any] = {"keep_last": None, "name_prefix": CHECKPOINT_PREFIX}
+            self.callbacks.append(CheckpointCallback(save_freq, self.save_path, reset_envs=None, **named))
+        for callback in self.callbacks:
+            if isinstance(callback, SB3CheckpointCallback):
+                callback.save_vecnormalize = True
+            elif isinstance(callback, EvalCallback):
+                callback.callback_on_new_best = BestStatistics(1, self.params_path)
+                callback.callback_on_new_best.parent = callback
         self.callbacks.append(EpisodeLog(self.save_path))
         if self.tensorboard_log is not None:
             self.callbacks.append(TensorBoardFolder(self.save_path))
@@ -307,9 +345,11 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.checkpoint is None:
             return super()._load_pretrained_agent(hyperparams, env)
         print(f"Resuming from {self.checkpoint}")
-        model = DAPO.load_checkpoint(
-            self.checkpoint, env, self.device, tensorboard_log=self.tensorboard_log, verbose=self.verbose
-        )
+        algo_class: Any = ALGOS[self.algo]
+        arguments = arguments_of(algo_class)
+        given = {"tensorboard_log": self.tensorboard_log, "verbose": self.verbose}
+        given |= {name: hyperparams.get(name, arguments[name].default) for name in self.changed if name in arguments}
+        model: BaseAlgorithm = algo_class.load_checkpoint(self.checkpoint, env, self.device, **given)
         if self.tensorboard_log is not None and Path(self.save_path, TENSORBOARD_FILE).is_file():
             # SB3 would take the environment's latest log, which may be that of another run
             folder = read_tensorboard_path(self.save_path)
@@ -318,9 +358,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         return model
 
     def learn(self, model: BaseAlgorithm) -> None:
-        """
-        :param model: a new model, or one to resume, which is trained to the same total
-        """
+        """The Zoo's. A resumed model is trained to the same total."""
         trained: Any = model
         if self.checkpoint is not None:
             # What the Zoo asks of a model here
@@ -345,14 +383,12 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         schedules = {}
         if self.is_own_algo:
             # The Zoo alone would pass the text of the divergence's coefficient on as it is
-            schedules = {
-                name: parse_schedule(name, hyperparams[name])
-                for name in SCHEDULED
-                if isinstance(hyperparams.get(name), str)
-            }
+            texts = {name: hyperparams[name] for name in SCHEDULED if isinstance(hyperparams.get(name), str)}
+            schedules = {name: parse_schedule(name, text) for name, text in texts.items()}
         hyperparams, env_wrapper, callbacks, vec_env_wrapper = super()._preprocess_hyperparams(hyperparams)
-        if self.is_own_algo:
-            check_keywords(ALGOS[self.algo], set(hyperparams), source=f"{self.config} or --hyperparams")
+        check_keywords(ALGOS[self.algo], set(hyperparams) - NOISE, source=f"{self.config} or --hyperparams")
+        if self._eval_env_kwargs_args is None:
+            self.eval_env_kwargs = self.env_kwargs  # also those of the file, which the Zoo leaves out
         if self._is_atari and native_kwargs is not None:
             self._warn_of_two_frame_skips()
         if self.vec_env_type in ("native", "auto"):
@@ -372,9 +408,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             )
 
     def _choose_native(self, wrapper_kwargs: dict[str, Any] | None) -> None:
-        """
-        :param wrapper_kwargs: arguments of `AtariWrapper`, None if the environment has other wrappers
-        """
+        """`wrapper_kwargs` are the arguments of `AtariWrapper`, None if the environment has other wrappers."""
         is_sound = (
             self._is_atari
             and gym.spec(self.env_name.gym_id).kwargs.get("frameskip") == 1
@@ -393,15 +427,10 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             )
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
-        """
-        :param n_envs: number of environments
-        :param eval_env: whether they are for evaluation
-        :param no_log: whether to write no monitor files
-        :return: vectorized environment, with all wrappers
-        """
+        """The Zoo's, with all wrappers, or an AtariVecEnv."""
         if self.checkpoint is not None and not eval_env and not no_log:
             # Otherwise new ones would take their place
-            keep_monitor_files(Path(self.save_path), checkpoint_steps(self.checkpoint))
+            self.kept_monitor_files = keep_monitor_files(Path(self.save_path), checkpoint_steps(self.checkpoint))
         if self.native_kwargs is None:
             return super().create_envs(n_envs, eval_env, no_log)
         from sb3_dapo.atari_vec_env import AtariVecEnv
@@ -416,3 +445,17 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             **(self.eval_env_kwargs if eval_env else self.env_kwargs),
         )
         return self._maybe_normalize(env, eval_env)
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        if not (self.trained_agent and self.normalize) or self.checkpoint is not None:
+            return super()._maybe_normalize(env, eval_env)
+        agent = Path(self.trained_agent)
+        try:
+            statistics = read_statistics(agent.parent / self.env_name, agent)
+        except ValueError as error:
+            warnings.warn(f"{error}. They begin anew", stacklevel=2)
+            return super()._maybe_normalize(env, eval_env)
+        statistics.set_venv(env)
+        statistics.training = not eval_env
+        statistics.norm_reward = statistics.norm_reward and not eval_env
+        return statistics

@@ -1,12 +1,17 @@
-"""Videos at the speed of the game, as mp4 and as GIF."""
+"""The command `sb3-dapo record-video`: videos at the speed of the game, as mp4 and as GIF."""
 
+import argparse
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecVideoRecorder
+
+from sb3_dapo.zoo.evaluation import Agent
+from sb3_dapo.zoo.parsers import agent_parser, positive
 
 # Frames per second of the console, of which ale_py's metadata tell half
 ATARI_FPS = 60
@@ -16,10 +21,7 @@ MAX_GIF_FPS = 25
 
 
 def visible(frame: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """
-    :param frame: shape ``(height, width, 3)``, bytes, or numbers from 0 to 1 as MinAtar gives
-    :return: bytes, with pixels repeated if there are only a few
-    """
+    """A frame as bytes, also where MinAtar gives numbers from 0 to 1, with pixels repeated if there are only a few."""
     if np.issubdtype(frame.dtype, np.floating):
         frame = (255 * frame).astype(np.uint8)
     scale = ceil(MIN_HEIGHT / len(frame))
@@ -29,12 +31,7 @@ def visible(frame: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 class VideoRecorder(VecVideoRecorder):
     """
     SB3's recorder, which takes one frame per step of the agent, played at the speed of the game where a step is several
-    frames, as on Atari.
-
-    :param venv: environment
-    :param args: as in SB3
-    :param gif: write a GIF beside the mp4
-    :param kwargs: as in SB3
+    frames, as on Atari. With `gif` it writes a GIF beside the mp4.
     """
 
     frames_per_sec: Any  # a number
@@ -65,3 +62,35 @@ class VideoRecorder(VecVideoRecorder):
             fps = 100 / ceil(100 / min(self.frames_per_sec, MAX_GIF_FPS))
             with VideoFileClip(self.video_path) as clip:
                 clip.write_gif(str(path), fps=fps, logger=None)
+
+
+def record(agent: Agent, model: BaseAlgorithm, env: VecEnv, folder: Path, n_steps: int, gif: bool = False) -> Path:
+    """Write a video of `n_steps` steps, and return its path. The environment, which renders arrays, is closed."""
+    name = f"{agent.kind[0]}-{agent.algo}-{agent.env}"
+    recorder = VideoRecorder(env, str(folder), lambda step: step == 0, n_steps, name, gif=gif)
+    observations = recorder.reset()
+    state, starts = None, np.ones(env.num_envs, dtype=bool)
+    try:
+        for _ in range(n_steps):
+            actions, state = model.predict(observations, state, starts, agent.is_deterministic)  # type: ignore[arg-type]
+            observations, _, starts, _ = recorder.step(actions)
+    except KeyboardInterrupt:
+        pass  # what there is is written
+    recorder.close()
+    return Path(recorder.video_path)
+
+
+def record_video() -> None:
+    """The command `sb3-dapo record-video`, with the arguments of the Zoo's script."""
+    parser = agent_parser("Record a trained agent as mp4.")
+    parser.add_argument("-n", "--n-timesteps", help="length of the video (default: 1000)", type=positive, default=1000)
+    parser.add_argument("-o", "--output-folder", help="where to write it (default: videos in the folder of the run)")
+    parser.add_argument("--gif", action="store_true", help="write a GIF as well")
+    # The Zoo's, which have no effect there
+    parser.add_argument("--no-render", "--custom-objects", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    agent = Agent.of(args)
+    print(f"Loading {agent.model_path}")
+    env = agent.make_env(args, render_mode="rgb_array")
+    folder = Path(args.output_folder or agent.folder / "videos")
+    record(agent, agent.load(args, env), env, folder, args.n_timesteps, args.gif)

@@ -6,12 +6,10 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +19,16 @@ from huggingface_sb3 import EnvironmentName
 from matplotlib import pyplot as plt
 from matplotlib.backend_bases import FigureManagerBase
 from matplotlib.backends.registry import BackendFilter, backend_registry
+from matplotlib.text import Text
+from pandas import DataFrame, read_csv  # type: ignore[import-untyped]
+from stable_baselines3.common import monitor
 
-from sb3_dapo.zoo.cli import LOG_FOLDER, replaced_parser
+from sb3_dapo.cli import LOG_FOLDER
+from sb3_dapo.zoo.commands import replaced, replaced_parser
+from sb3_dapo.zoo.exp_manager import EPISODES_FILE
 from sb3_dapo.zoo.parsers import Parser
 
 FOLDER = Path(LOG_FOLDER, "plots")
-N_THRESHOLDS = 200
 
 
 def save_figures() -> None:
@@ -42,19 +44,12 @@ def save_figures() -> None:
 
 
 def set_label(manager: FigureManagerBase, title: str) -> None:
-    """
-    :param manager: of a figure that has no window
-    :param title: title of its window, without which figures could not be told apart
-    """
+    """Keep the title of a figure's window, without which figures could not be told apart where there is none."""
     manager.canvas.figure.set_label(title.rpartition(" - ")[2])
 
 
 class PlotParser(Parser):
-    """
-    Arguments of a command of the Zoo that plots.
-
-    :param description: what the Zoo gives as the name of the program
-    """
+    """Arguments of a command of the Zoo that plots, which gives its description as the name of the program."""
 
     def __init__(self, description: str) -> None:
         super().__init__(prog=sys.argv[0], description=description)
@@ -82,14 +77,9 @@ class AllPlotsParser(PlotParser):
 
 def tell_runs(folder: Path, env: str, min_timesteps: int, max_timesteps: int) -> int:
     """
-    Print which runs the Zoo uses, and why it drops the others, of which it says nothing.
-
-    :param folder: folder of an algorithm's runs
-    :param env: part of their names
-    :param min_timesteps: runs with fewer steps do not decide how many evaluations are used, unless it is negative
-    :param max_timesteps: later evaluations are left out
-    :return: how many it uses
-    :raises ValueError: if the Zoo cannot use them together
+    Print which of an algorithm's runs the Zoo uses, and why it drops the others, of which it says nothing; returns how
+    many it uses. Those with fewer than `min_timesteps` do not decide how many evaluations are used, unless it is
+    negative. Refuses runs that the Zoo cannot use together.
     """
     dropped: dict[str, str] = {}
     evaluated: dict[str, npt.NDArray[np.int64]] = {}  # steps of its evaluations
@@ -142,11 +132,7 @@ class PlotFromFileParser(PlotParser):
 
 
 def check_results(results: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
-    """
-    :param results: of environments and of algorithms
-    :param args: arguments of the Zoo's `plot_from_file`
-    :raises ValueError: if it would fail on them, or if they choose none
-    """
+    """Refuse results that the Zoo's `plot_from_file` would fail on, and arguments that choose none."""
     first = next(iter(results.values()), {})
     keys = [key for key in first if key not in args.skip_keys and key in (args.keep_keys or first)]
     envs = [env for env in results if env not in args.skip_envs and env in (args.keep_envs or results)]
@@ -169,34 +155,49 @@ class TableWriter(pytablewriter.MarkdownTableWriter):
     """A table without scores of what was not run, for which the Zoo writes 0."""
 
     def write_table(self, **kwargs: Any) -> None:
-        """
-        :param kwargs: as in pytablewriter
-        """
+        """As in pytablewriter."""
         self.value_matrix = [["-" if cell == "0.0 +/- 0.0" else cell for cell in row] for row in self.value_matrix]
         super().write_table(**kwargs)
 
 
 def run(plot: Callable[[], None], parser: type[PlotParser] = PlotParser) -> None:
-    """
-    Where there is no display, what would be shown in windows is written to PNG files.
-
-    :param plot: a function of the Zoo that parses `sys.argv` and shows figures
-    :param parser: parser of its arguments
-    """
-    with replaced_parser(plot, parser), mock.patch.object(pytablewriter, "MarkdownTableWriter", TableWriter):
-        if plt.get_backend() in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
-            plot()
-        else:
-            with (
-                mock.patch.object(plt, "show", save_figures),
-                mock.patch.object(FigureManagerBase, "set_window_title", set_label),
-            ):
-                plot()
+    """Call a function of the Zoo that shows figures. Without a display they are written to PNG files."""
+    with ExitStack() as stack:
+        stack.enter_context(replaced_parser(import_module(plot.__module__), parser))
+        stack.enter_context(replaced(pytablewriter, MarkdownTableWriter=TableWriter))
+        if plt.get_backend() not in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
+            stack.enter_context(replaced(plt, show=save_figures))
+            stack.enter_context(replaced(FigureManagerBase, set_window_title=set_label))
+        if plot is rl_zoo3.plots.plot_from_file:
+            stack.enter_context(true_figures())
+        plot()
 
 
 def plot_train() -> None:
-    """The Zoo's `plot_train`."""
-    run(rl_zoo3.plots.plot_train)
+    """The Zoo's `plot_train`, with each step of a resumed run once."""
+    with replaced(import_module("rl_zoo3.plots.plot_train"), load_results=load_results):
+        run(rl_zoo3.plots.plot_train)
+
+
+def load_results(folder: str) -> DataFrame:
+    """What `Monitor` wrote about a run's episodes, by time, without those that a resumed run played again."""
+    results = monitor.load_results(folder)
+    log = Path(folder, EPISODES_FILE)
+    parts: dict[int, list[int]] = {}  # steps that the next part of the run began with, and number of episodes
+    for path in Path(folder).glob("before_*.monitor.csv"):
+        _, number, _, _, steps, *_ = path.name.split("_")
+        parts.setdefault(int(number), [int(steps), 0])[1] += len(read_csv(path, skiprows=1))
+    if not parts or not log.is_file():
+        return results
+    timesteps, kept = read_csv(log)["timesteps"], np.ones(len(results), dtype=bool)
+    first = n_kept = 0
+    for part in sorted(parts):
+        # A later part may have begun before this one did
+        start = min(steps for later, (steps, _) in parts.items() if later >= part)
+        n_before = max(int((timesteps <= start).sum()), n_kept)
+        kept[first + n_before - n_kept : first + parts[part][1]] = False
+        first, n_kept = first + parts[part][1], n_before
+    return results[kept].reset_index(drop=True)
 
 
 def all_plots() -> None:
@@ -206,74 +207,57 @@ def all_plots() -> None:
 
 def plot_from_file() -> None:
     """The Zoo's `plot_from_file`, with what its figures say made true."""
-    title = plt.title
+    run(rl_zoo3.plots.plot_from_file, PlotFromFileParser)
+
+
+@contextmanager
+def true_figures() -> Iterator[None]:
+    """
+    Context in which the Zoo draws scores as they are. It has reference scores for a few environments only, but calls
+    all scores normalized, looks for all between 0 and 1.5, and for what each lacks of 1.
+    """
+    zoo = import_module("rl_zoo3.plots.plot_from_file")
+    title, show, normalize_score = plt.title, plt.show, zoo.normalize_score
+    normalized: list[str] = []  # environments with reference scores, which the Zoo asks for before it draws
+
+    def normalize(scores: Any, env_id: str) -> Any:
+        normalized.append(env_id)
+        return normalize_score(scores, env_id)
 
     def true_title(label: str, **kwargs: Any) -> Any:
         # The Zoo says so of all environments
         return title("Last evaluation" if label == "PyBullet envs" else label, **kwargs)
 
-    with mock.patch.object(plt, "title", true_title), raw_scores():
-        run(rl_zoo3.plots.plot_from_file, PlotFromFileParser)
+    def true_show() -> None:
+        texts = [text for number in plt.get_fignums() for text in plt.figure(number).findobj(Text)]
+        for text in texts if not normalized else ():
+            text.set_text(text.get_text().replace("Normalized Score", "Score"))
+        show()
 
-
-@contextmanager
-def raw_scores() -> Iterator[None]:
-    """
-    Context in which the Zoo draws rliable's figures of scores as they are. It has reference scores for a few
-    environments only, but calls all scores normalized, looks for all between 0 and 1.5, and for what each lacks of 1.
-    """
-    zoo = import_module("rl_zoo3.plots.plot_from_file")
-    if zoo.rly is None:  # rliable is not installed, of which the Zoo tells
-        yield
-        return
-    library, figures = zoo.rly, zoo.plot_utils
-    normalize_score = mock.Mock(wraps=zoo.normalize_score)  # the Zoo calls it before it draws, if at all
-    thresholds: list[float] = []
-
-    def label(text: str) -> str:
-        return text if normalize_score.called else text.replace("Normalized Score", "Score")
-
-    def create_performance_profile(scores: dict[str, Any], tau: Any, **kwargs: Any) -> Any:
-        if not normalize_score.called:
+    def create_performance_profile(scores: dict[str, Any], thresholds: npt.NDArray[Any], **kwargs: Any) -> Any:
+        if not normalized:
             values = np.concatenate([np.ravel(score) for score in scores.values()])  # (n_algos * n_runs * n_envs,)
             margin = 0.05 * (np.ptp(values) or 1.0)
-            tau = np.linspace(values.min() - margin, values.max() + margin, N_THRESHOLDS)
-        thresholds[:] = tau
-        return library.create_performance_profile(scores, tau, **kwargs)
+            # In place, as the Zoo draws over them
+            thresholds[:] = np.linspace(values.min() - margin, values.max() + margin, len(thresholds))
+        return create_profile(scores, thresholds, **kwargs)
 
     def plot_interval_estimates(scores: Any, intervals: Any, metric_names: list[str], **kwargs: Any) -> Any:
-        if not normalize_score.called:
-            metric_names = [name for name in metric_names if name != "Optimality Gap"]  # the last one
-        kwargs["xlabel"] = label(kwargs["xlabel"])
+        n = len(metric_names) - (not normalized)  # without "Optimality Gap", the last one
         # Otherwise the label lies on the ticks
         kwargs["row_height"] = max(kwargs["row_height"], 3 / len(scores))
-        n = len(metric_names)
-        return figures.plot_interval_estimates(
-            {algo: score[:n] for algo, score in scores.items()},
-            {algo: interval[:, :n] for algo, interval in intervals.items()},
-            metric_names,
-            **kwargs,
-        )
+        scores = {algo: score[:n] for algo, score in scores.items()}
+        intervals = {algo: interval[:, :n] for algo, interval in intervals.items()}
+        return plot_intervals(scores, intervals, metric_names[:n], **kwargs)
 
-    def plot_performance_profiles(profiles: Any, tau: Any, **kwargs: Any) -> Any:
-        return figures.plot_performance_profiles(profiles, thresholds, **{**kwargs, "xlabel": label(kwargs["xlabel"])})
-
-    def plot_sample_efficiency_curve(*args: Any, **kwargs: Any) -> Any:
-        return figures.plot_sample_efficiency_curve(*args, **{**kwargs, "ylabel": label(kwargs["ylabel"])})
-
-    replaced_library = SimpleNamespace(**{**vars(library), "create_performance_profile": create_performance_profile})
-    replaced_figures = SimpleNamespace(
-        **{
-            **vars(figures),
-            "plot_interval_estimates": plot_interval_estimates,
-            "plot_performance_profiles": plot_performance_profiles,
-            "plot_sample_efficiency_curve": plot_sample_efficiency_curve,
-        }
-    )
-    with (
-        mock.patch.multiple(zoo, normalize_score=normalize_score, rly=replaced_library, plot_utils=replaced_figures),
-        warnings.catch_warnings(),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(replaced(plt, title=true_title, show=true_show))
+        stack.enter_context(replaced(zoo, normalize_score=normalize))
+        if zoo.rly is not None:  # otherwise rliable is not installed, of which the Zoo tells
+            create_profile, plot_intervals = zoo.rly.create_performance_profile, zoo.plot_utils.plot_interval_estimates
+            stack.enter_context(replaced(zoo.rly, create_performance_profile=create_performance_profile))
+            stack.enter_context(replaced(zoo.plot_utils, plot_interval_estimates=plot_interval_estimates))
+        stack.enter_context(warnings.catch_warnings())
         # It asks to change the Zoo's source
         warnings.filterwarnings("ignore", message=".* not found for normalizing scores")
         yield
