@@ -45,6 +45,7 @@ class RecurrentDAPO(DAPO):
         "sequence_length": Range(1, is_integer=True),
     }
     acting_policy_class: ClassVar[type[ActingPolicy] | None] = RecurrentActingPolicy
+    extras = ("contrib",)
 
     policy: LstmPolicy
     _last_lstm_states: np.ndarray | None = None
