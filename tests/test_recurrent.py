@@ -5,64 +5,35 @@ needed, and in its special cases the algorithm is RecurrentPPO, or DAPO.
 
 import subprocess
 import sys
-from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from envs import RandomEnv
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recurrent_models import (
+    ACTION_SPACES,
+    CRITICS,
+    FLOATS,
+    SMALL,
+    Forgetful,
+    assert_same_parameters,
+    make_env,
+    make_recurrent,
+)
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dapo import DAPO, RecurrentDAPO
 from sb3_dapo.loss import dapo_loss
 from sb3_dapo.recurrent import LstmPolicy, MlpLstmPolicy
 from sb3_dapo.recurrent.policies import process_sequences
-
-FLOATS = spaces.Box(-1, 1, (3,))
-ACTION_SPACES = {
-    "Discrete": spaces.Discrete(3),
-    "Box": spaces.Box(-1, 1, (2,)),
-    "MultiDiscrete": spaces.MultiDiscrete([2, 3]),
-    "MultiBinary": spaces.MultiBinary(2),
-}
-# How the critic remembers
-CRITICS: dict[str, dict[str, Any]] = {
-    "own LSTM": {},
-    "own LSTM and features": {"share_features_extractor": False},
-    "actor's LSTM": {"shared_lstm": True, "enable_critic_lstm": False},
-    "no LSTM": {"enable_critic_lstm": False},
-    "two layers": {"n_lstm_layers": 2},
-}
-SMALL: dict[str, Any] = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "sequence_length": 8, "device": "cpu"}
-
-
-def make_env(n_envs: int = 3, p_terminated: float = 0.1, p_truncated: float = 0.15, **kwargs: Any) -> DummyVecEnv:
-    settings = {"observation_space": FLOATS, "action_space": ACTION_SPACES["Discrete"], **kwargs}
-    env = DummyVecEnv(
-        [lambda: RandomEnv(p_terminated=p_terminated, p_truncated=p_truncated, **settings) for _ in range(n_envs)]
-    )
-    for i, each in enumerate(env.envs):
-        each.reset(seed=100 + i)
-    return env
-
-
-def make_recurrent(env: Any = None, cls: type[RecurrentDAPO] = RecurrentDAPO, **settings: Any) -> RecurrentDAPO:
-    policy = settings.pop("policy", "MlpLstmPolicy")
-    policy_kwargs = {"lstm_hidden_size": 6, "net_arch": [5], **settings.pop("policy_kwargs", {})}
-    env = make_env() if env is None else env
-    return cls(policy, env, **{"seed": 0, **SMALL, "policy_kwargs": policy_kwargs, **settings})
 
 
 class Doubled(FlattenExtractor):
@@ -332,11 +303,6 @@ def test_another_environment_begins_with_nothing_remembered() -> None:
     assert not model._last_lstm_states.any()
 
 
-def assert_same_parameters(first: Any, second: Any) -> None:
-    pairs = zip(first.policy.parameters(), second.policy.parameters(), strict=True)
-    assert all(th.equal(x, y) for x, y in pairs)
-
-
 # --- special cases ------------------------------------------------------------------------------------
 
 
@@ -383,14 +349,6 @@ def test_loss_of_recurrent_ppo_has_gradients_through_time() -> None:
     assert not th.allclose(*gradients, rtol=0.1)
 
 
-class Forgetful(MlpLstmPolicy):
-    """Its state is always zero."""
-
-    @staticmethod
-    def _process_sequence(features: th.Tensor, states: Any, starts: th.Tensor, lstm: th.nn.LSTM) -> Any:
-        return process_sequences(features, states, th.ones_like(starts), lstm)
-
-
 class LstmFromZero(BaseFeaturesExtractor):
     """The same as a part of a policy without memory."""
 
@@ -426,7 +384,9 @@ def test_without_memory_it_is_dapo(settings: dict[str, Any]) -> None:
 
 
 def test_parameters_of_recurrent_ppo_are_understood() -> None:
-    theirs = RecurrentPPO("MlpLstmPolicy", make_env(), n_steps=32, policy_kwargs={"lstm_hidden_size": 6, "net_arch": [5]})
+    theirs = RecurrentPPO(
+        "MlpLstmPolicy", make_env(), n_steps=32, policy_kwargs={"lstm_hidden_size": 6, "net_arch": [5]}
+    )
     model = make_recurrent()
     model.set_parameters(theirs.get_parameters())
     observations = np.stack([FLOATS.sample() for _ in range(5)])
@@ -453,10 +413,16 @@ def test_parameters_of_recurrent_ppo_are_understood() -> None:
         ({"policy": ActorCriticPolicy}, "`policy` must be a subclass of sb3_dapo.recurrent.LstmPolicy, got "),
         ({"policy": RecurrentActorCriticPolicy}, "`policy` must be a subclass of sb3_dapo.recurrent.LstmPolicy, got "),
         ({"policy": "MlpPolicy"}, "MlpPolicy"),
-        ({"rollout_buffer_kwargs": {"sequence_length": 4}}, "`rollout_buffer_kwargs` must be without 'sequence_length'"),
+        (
+            {"rollout_buffer_kwargs": {"sequence_length": 4}},
+            "`rollout_buffer_kwargs` must be without 'sequence_length'",
+        ),
         ({"policy_kwargs": {"lstm_hidden_size": 0}}, "`lstm_hidden_size` must be an integer of at least 1, got 0"),
         ({"policy_kwargs": {"n_lstm_layers": 300}}, r"`n_lstm_layers` must be an integer in \[1, 256\], got 300"),
-        ({"policy_kwargs": {"lstm_kwargs": {"batch_first": True}}}, "`lstm_kwargs` must be a dict of `bias` and `dropout`"),
+        (
+            {"policy_kwargs": {"lstm_kwargs": {"batch_first": True}}},
+            "`lstm_kwargs` must be a dict of `bias` and `dropout`",
+        ),
         ({"policy_kwargs": {"lstm_kwargs": {"proj_size": 2}}}, "`lstm_kwargs` must be a dict of `bias` and `dropout`"),
         ({"policy_kwargs": {"shared_lstm": True}}, "`enable_critic_lstm` must be False with `shared_lstm`, got True"),
         (

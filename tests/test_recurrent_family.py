@@ -3,8 +3,6 @@ What DAPO's users and RecurrentPPO's have must be there for RecurrentDAPO: polic
 Hub, command line. The first part is what sb3-contrib's own tests demand of RecurrentPPO.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,12 @@ import pytest
 import torch as th
 from envs import RandomEnv
 from gymnasium import spaces
+from recurrent_models import CRITICS, FLOATS, Forgetful, assert_same_parameters, make_env, make_recurrent
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
-from test_recurrent import CRITICS, FLOATS, Forgetful, assert_same_parameters, make_env, make_recurrent, random_states
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dapo import AdaptiveController, RecurrentDAPO
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until
@@ -176,7 +174,9 @@ def test_nonfinite(nonfinite: str) -> None:
         assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
 
-@pytest.mark.parametrize("space", [spaces.Box(0, 255, (1, 36, 36), np.uint8), spaces.Box(0, 255, (4, 36, 36), np.uint8)])
+@pytest.mark.parametrize(
+    "space", [spaces.Box(0, 255, (1, 36, 36), np.uint8), spaces.Box(0, 255, (4, 36, 36), np.uint8)]
+)
 def test_frames_kept_once(space: spaces.Box) -> None:
     """Training is the same, bit for bit."""
     models = [
@@ -249,7 +249,9 @@ def train(folder: Path, until: int, stop_at: int | None = None, **settings: Any)
     return model
 
 
-@pytest.mark.parametrize("settings", [{}, {"n_rollouts": 3, "exact_targets": True}, {"policy_kwargs": CRITICS["no LSTM"]}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"n_rollouts": 3, "exact_targets": True}, {"policy_kwargs": CRITICS["no LSTM"]}], ids=str
+)
 def test_exact_resume(settings: dict[str, Any], tmp_path: Path) -> None:
     """States in mid-episode are part of a checkpoint: a run that was interrupted ends as one that was not."""
     alone = train(tmp_path / "alone", 6 * 96, **settings)
@@ -292,11 +294,13 @@ def assert_same_actions(first: RecurrentDAPO, second: RecurrentDAPO) -> None:
     first.observation_space.seed(0)
     for _ in range(10):
         observations = np.stack([first.observation_space.sample() for _ in range(4)])
-        for i, model in enumerate((first, second)):
-            action, states[i] = model.predict(observations, states[i], starts, deterministic=True)
-            previous = action if i == 0 else previous
-        assert np.array_equal(action, previous)
-        np.testing.assert_array_equal(states[0], states[1])
+        found = [
+            model.predict(observations, state, starts, deterministic=True)
+            for model, state in zip((first, second), states, strict=True)
+        ]
+        np.testing.assert_array_equal(*(action for action, _ in found))
+        states = [state for _, state in found]
+        np.testing.assert_array_equal(*states)
         starts = rng.random(4) < 0.3
 
 
@@ -372,7 +376,7 @@ def test_card_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         model.push_to_hub(REPO, eval_env="CartPole-v1", n_eval_episodes=2)
         assert_same_actions(model, RecurrentDAPO.from_pretrained(REPO, device="cpu"))
         card = server.repositories[REPO].files["README.md"].decode()
-        assert "# RecurrentDAPO on CartPole-v1" in card and '`sequence_length` | `32`' in card
+        assert "# RecurrentDAPO on CartPole-v1" in card and "`sequence_length` | `32`" in card
         assert "sb3-dapo[hub,contrib]" in card
         (program,) = code_blocks(card, "python")
         assert "from sb3_dapo import RecurrentDAPO" in program

@@ -1,12 +1,10 @@
 """DAPO with policies that remember: :class:`RecurrentDAPO` and its policies, which extend those of sb3-contrib."""
 
-try:
-    import sb3_contrib as _
-except ModuleNotFoundError as error:
-    if error.name != "sb3_contrib":
-        raise
+from importlib.util import find_spec
+
+if find_spec("sb3_contrib") is None:
     message = "RecurrentDAPO needs the policies of sb3-contrib: pip install 'sb3-dapo[contrib]'"
-    raise ModuleNotFoundError(message, name=error.name) from error
+    raise ModuleNotFoundError(message, name="sb3_contrib")
 
 from sb3_dapo.recurrent.policies import CnnLstmPolicy, LstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
 from sb3_dapo.recurrent.recurrent_dapo import RecurrentDAPO

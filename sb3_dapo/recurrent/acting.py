@@ -26,7 +26,7 @@ class RecurrentActingPolicy(ActingPolicy):
 
     def begin(self, model: OnPolicyAlgorithm, states: np.ndarray) -> None:
         """
-        :param model: whose rollout it is: knows where episodes begin
+        :param model: whose rollout it is; it knows where episodes begin
         :param states: of the LSTM at its last observations, ``(N, C, n_layers, lstm_hidden_size)``
         """
         self.model = model
@@ -39,42 +39,30 @@ class RecurrentActingPolicy(ActingPolicy):
         """Of the LSTM at the model's last observations: a step that was not recorded does not count."""
         return self._after if self.recorder.pos > self._step else self._before
 
-    def last_states(self) -> np.ndarray:
-        """
-        :return: the same, in the form of :meth:`begin`
-        """
-        return self.policy.stack_states(self.states).cpu().numpy()
-
     def __call__(self, observations: PyTorchObs, *args: Any, **kwargs: Any) -> PolicyOutput:
         if args or kwargs:
             return self.policy(observations, *args, **kwargs)
-        states, episode_starts = self.states, self._episode_starts()
-        actions, values, log_probs, following = self.policy(observations, states, episode_starts)
-        step = self.recorder.pos
+        states, episode_starts, step = self.states, self._episode_starts(), self.recorder.pos
         if step % self.recorder.sequence_length == 0:
             self.recorder.record_inputs(lstm_states=self.policy.stack_states(states).cpu().numpy())
         self.recorder.record_inputs(episode_starts=episode_starts.cpu().numpy())
+        actions, values, log_probs, following = self.policy(observations, states, episode_starts)
         self._step, self._before, self._after = step, states, following
         return actions, values, log_probs
 
     def predict_values(self, observations: PyTorchObs, *args: Any, **kwargs: Any) -> th.Tensor:
-        """
-        :param observations: the one that a truncated episode ended with, or those after the last step
-        :param args: states and episode starts, as in :meth:`LstmPolicy.predict_values`, of who has them
-        :param kwargs: likewise
-        :return: values
-        """
+        """:return: values of those that a truncated episode has ended with, or of those after the last step"""
         if args or kwargs:
             return self.policy.predict_values(observations, *args, **kwargs)
-        inputs = {"lstm_states": self.policy.stack_states(self._after), "episode_starts": self._episode_starts()}
+        states, episode_starts = self.policy.stack_states(self._after), self._episode_starts()
         if not self.recorder.full:
             env = self.recorder.truncations[self._n_bootstrapped].env
             self._n_bootstrapped += 1
-            # The episode goes on: the model's last observations are still those before
-            inputs = {name: array[env : env + 1] for name, array in inputs.items()}
-            inputs["episode_starts"] = th.zeros_like(inputs["episode_starts"])
-        self.recorder.record_bootstrap_inputs(**{name: array.cpu().numpy() for name, array in inputs.items()})
-        return self.policy.predict_values(observations, **inputs)
+            states, episode_starts = states[env : env + 1], th.zeros_like(episode_starts[:1])
+        self.recorder.record_bootstrap_inputs(
+            lstm_states=states.cpu().numpy(), episode_starts=episode_starts.cpu().numpy()
+        )
+        return self.policy.predict_values(observations, states, episode_starts)
 
     def _episode_starts(self) -> th.Tensor:
         return th.as_tensor(self.model._last_episode_starts, dtype=th.float32, device=self.policy.device)

@@ -25,51 +25,38 @@ def process_sequences(
     features: th.Tensor, states: LstmState, episode_starts: th.Tensor, lstm: th.nn.LSTM
 ) -> tuple[th.Tensor, LstmState]:
     """
-    Run an LSTM over S sequences of L steps, in which episodes may begin anywhere: from there on it starts from zero. As
-    then only what lies before the first of them in a sequence depends on a state that is given, all segments between
-    the beginnings are computed side by side, in one call.
+    Run an LSTM over S sequences of L steps, in which episodes may begin anywhere: there it starts from zero. So only
+    what lies before the first beginning in a sequence depends on the state that is given, and all segments between
+    beginnings are computed side by side, in one call.
 
-    :param features: of the sequences one after the other, shape ``(S * L, features_dim)``
+    :param features: of one sequence after the other, shape ``(S * L, features_dim)``
     :param states: hidden and cell states at the beginning of each sequence, both ``(n_layers, S, hidden_size)``
     :param episode_starts: not 0 where an episode begins, shape ``(S * L,)``
     :param lstm: the LSTM
     :return: its output, shape ``(S * L, hidden_size)``, and its states at the end of each sequence
     """
-    n_sequences = states[0].shape[1]
+    n_sequences, device = states[0].shape[1], features.device
     starts = episode_starts.reshape(n_sequences, -1) != 0
-    # What another episode has left must not even be multiplied by 0: it might not be finite
+    n_steps = starts.shape[1]
+    # What another episode has left is not even multiplied by 0: it might not be finite
     states = tuple(state.masked_fill(starts[:, 0].view(1, -1, 1), 0.0) for state in states)
-    if starts.shape[1] > 1 and starts[:, 1:].any():
-        return _process_segments(features, states, starts, lstm)
-    output, states = lstm(features.reshape(n_sequences, -1, lstm.input_size).swapaxes(0, 1), states)
-    return output.swapaxes(0, 1).flatten(0, 1), states
+    if n_steps == 1 or not starts[:, 1:].any():
+        output, states = lstm(features.reshape(n_sequences, n_steps, -1).swapaxes(0, 1), states)
+        return output.swapaxes(0, 1).flatten(0, 1), states
 
-
-def _process_segments(
-    features: th.Tensor, states: LstmState, starts: th.Tensor, lstm: th.nn.LSTM
-) -> tuple[th.Tensor, LstmState]:
-    """
-    Parameters as above.
-
-    :param starts: where episodes begin, shape ``(S, L)``, bool
-    """
-    n_steps, device = starts.shape[1], features.device
-    begins = starts.cpu() | (th.arange(n_steps) == 0)
-    steps = th.arange(begins.numel())
-    segments = begins.flatten().cumsum(0) - 1  # that each step belongs to, (S * L,)
-    first_steps = begins.flatten().nonzero().flatten()
+    begins = (starts.cpu() | (th.arange(n_steps) == 0)).flatten()
+    segments = begins.cumsum(0) - 1  # that each step belongs to, (S * L,)
+    places = th.arange(len(begins)) - begins.nonzero().flatten()[segments]  # of the steps in their segments
     lengths = segments.bincount()
     # A packed sequence has the first steps of all segments, the longest first, then all second steps, and so on
     ranks = lengths.argsort(descending=True).argsort()
-    places = steps - first_steps[segments]
     packing = (places * len(lengths) + ranks[segments]).argsort()
-    unpacking = packing.argsort().to(device)
-    firsts, lasts = (ranks[segments[t::n_steps]].to(device) for t in (0, n_steps - 1))
-
+    first, last = (ranks[segments[t::n_steps]].to(device) for t in (0, n_steps - 1))  # segments of each sequence
     packed = PackedSequence(features.index_select(0, packing.to(device)), places.bincount())
     zeros = states[0].new_zeros(len(states[0]), len(lengths), lstm.hidden_size)
-    output, states = lstm(packed, tuple(zeros.index_copy(1, firsts, state) for state in states))
-    return output.data.index_select(0, unpacking), tuple(state.index_select(1, lasts) for state in states)
+    output, states = lstm(packed, tuple(zeros.index_copy(1, first, state) for state in states))
+    unpacked = output.data.index_select(0, packing.argsort().to(device))
+    return unpacked, tuple(state.index_select(1, last) for state in states)
 
 
 class LstmPolicy(RecurrentActorCriticPolicy):
@@ -77,13 +64,13 @@ class LstmPolicy(RecurrentActorCriticPolicy):
     What the policies of :class:`~sb3_dapo.RecurrentDAPO` have in common. Parameters, models and results are those of
     sb3-contrib's; an own policy derives from one of them.
 
-    Besides contrib's ``RNNStates``, states are understood as one tensor ``(N, C, n_layers, lstm_hidden_size)``: the
-    hidden and the cell state of the actor, and then those of the critic if it has an LSTM of its own (C = 2 or 4).
+    Besides contrib's ``RNNStates`` it takes states as one tensor ``(N, C, n_layers, lstm_hidden_size)``: hidden and
+    cell state of the actor, then those of the critic if it has an LSTM of its own (C = 2 or 4).
 
-    :raises ValueError: if an argument for the LSTM is out of its range, or if the arguments don't go together
+    :raises ValueError: if an argument for the LSTM is out of its range, or does not go together with another
     """
 
-    _process_sequence = staticmethod(process_sequences)
+    _process_sequence = staticmethod(process_sequences)  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         _check_lstm_arguments(**kwargs)
@@ -95,48 +82,29 @@ class LstmPolicy(RecurrentActorCriticPolicy):
         return (2 if self.lstm_critic is None else 4, self.lstm_actor.num_layers, self.lstm_actor.hidden_size)
 
     def stack_states(self, states: RNNStates) -> th.Tensor:
-        """
-        :param states: of N environments
-        :return: the same as one tensor
-        """
+        """:return: states as one tensor"""
         parts = states.pi if self.lstm_critic is None else (*states.pi, *states.vf)
         return th.stack(parts).permute(2, 0, 1, 3)
 
     @staticmethod
     def split_states(states: th.Tensor) -> RNNStates:
-        """
-        :param states: of N environments, as one tensor
-        :return: the same as contrib has it
-        """
+        """:return: states as contrib has them"""
         parts = tuple(states.permute(1, 2, 0, 3).contiguous())
         return RNNStates(parts[:2], parts[-2:])
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: PyTorchObs, actions: th.Tensor, lstm_states: RNNStates | th.Tensor, episode_starts: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
-        """
-        :param obs: observations of S sequences of L steps, ``(S * L, ...)``
-        :param actions: the actions
-        :param lstm_states: at the beginning of each sequence
-        :param episode_starts: not 0 where an episode begins, shape ``(S * L,)``
-        :return: values, log-probs, and entropies if they have a closed form
-        """
-        if isinstance(lstm_states, th.Tensor):
-            lstm_states = self.split_states(lstm_states)
-        return super().evaluate_actions(obs, actions, lstm_states, episode_starts)  # type: ignore[arg-type]
+        """As contrib's: values, log-probs and entropies of S sequences of L steps, with states of their beginnings."""
+        states = self.split_states(lstm_states) if isinstance(lstm_states, th.Tensor) else lstm_states
+        return super().evaluate_actions(obs, actions, states, episode_starts)  # type: ignore[arg-type]
 
     def predict_values(  # type: ignore[override]
         self, obs: PyTorchObs, lstm_states: LstmState | th.Tensor, episode_starts: th.Tensor
     ) -> th.Tensor:
-        """
-        :param obs: observations, ``(N, ...)``
-        :param lstm_states: one tensor, or the hidden and the cell state of the critic
-        :param episode_starts: not 0 where an episode begins, shape ``(N,)``
-        :return: values, shape ``(N, 1)``
-        """
-        if isinstance(lstm_states, th.Tensor):
-            lstm_states = self.split_states(lstm_states).vf
-        return super().predict_values(obs, lstm_states, episode_starts)  # type: ignore[arg-type]
+        """As contrib's, which takes the states of the critic; in one tensor there are both."""
+        states = self.split_states(lstm_states).vf if isinstance(lstm_states, th.Tensor) else lstm_states
+        return super().predict_values(obs, states, episode_starts)  # type: ignore[arg-type]
 
 
 class MlpLstmPolicy(LstmPolicy):
@@ -144,7 +112,7 @@ class MlpLstmPolicy(LstmPolicy):
 
 
 class CnnLstmPolicy(FastCnn, LstmPolicy, RecurrentActorCriticCnnPolicy):
-    """contrib's ``CnnLstmPolicy``, parameters as there, with the faster Nature CNN of :class:`~sb3_dapo.CnnPolicy`."""
+    """contrib's ``CnnLstmPolicy``, parameters as there, in the faster form of ``FastCnn``."""
 
 
 class MultiInputLstmPolicy(LstmPolicy, RecurrentMultiInputActorCriticPolicy):
@@ -160,10 +128,11 @@ def _check_lstm_arguments(
     lstm_kwargs: dict[str, Any] | None = None,
     **others: Any,
 ) -> None:
-    """Parameters as those of the policies."""
     check_number("lstm_hidden_size", lstm_hidden_size, Range(1, is_integer=True))
     check_number("n_lstm_layers", n_lstm_layers, Range(1, MAX_LAYERS, is_integer=True))
-    check("enable_critic_lstm", enable_critic_lstm, not (shared_lstm and enable_critic_lstm), "False with `shared_lstm`")
+    check(
+        "enable_critic_lstm", enable_critic_lstm, not (shared_lstm and enable_critic_lstm), "False with `shared_lstm`"
+    )
     shares = share_features_extractor or not shared_lstm
     check("share_features_extractor", share_features_extractor, shares, "True with `shared_lstm`")
     # Others change the shapes of states and outputs, or where they lie

@@ -62,8 +62,9 @@ class RecurrentDAPO(DAPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        states = self._last_lstm_states
         # A checkpoint goes on with those it was written with
-        if self._last_obs is None or np.shape(self._last_lstm_states) != (self.n_envs, *self.policy.states_shape):
+        if self._last_obs is None or states is None or states.shape != (self.n_envs, *self.policy.states_shape):
             self._reset_lstm_states()
 
     def _reset_lstm_states(self) -> None:
@@ -93,7 +94,7 @@ class RecurrentDAPO(DAPO):
             try:
                 yield acting_env
             finally:
-                self._last_lstm_states = acting.last_states()
+                self._last_lstm_states = acting.policy.stack_states(acting.states).cpu().numpy()
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         super().set_env(env, force_reset)
