@@ -29,7 +29,7 @@ from sb3_dapo.fast import set_fast
 from sb3_dapo.faults import NonFiniteError
 from sb3_dapo.hub import HubModel
 from sb3_dapo.loss import LossSettings, Stats, dapo_loss, kl_terms, summarize
-from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_dapo.policies import CnnPolicy, FastCnn, MlpPolicy, MultiInputPolicy
 
 SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
 
@@ -277,7 +277,7 @@ class DAPO(Checkpoints, HubModel, PPO):
             check("batch_size", self.batch_size, self.batch_size > 1, f"at least 2, {reason}")
             rollout = f"n_steps={self.n_steps} * n_envs={self.n_envs}"
             check("n_steps * n_envs", rollout, self.n_steps * self.n_envs > 1, f"at least 2, {reason}")
-        is_cnn = issubclass(self.policy_class, CnnPolicy)
+        is_cnn = issubclass(self.policy_class, FastCnn)
         check("autocast", self.autocast, is_cnn or not self.autocast, "False for policies other than CnnPolicy")
         buffer_class = self.rollout_buffer_class
         check(
@@ -305,7 +305,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         coef = self.divergence_coef
         if isinstance(coef, Controller) and coef is not self._own_controller:
             self.divergence_coef = self._own_controller = deepcopy(coef)  # it adapts to one model
-        if isinstance(self.policy, CnnPolicy):
+        if isinstance(self.policy, FastCnn):
             self.policy.autocast = self.autocast
         if self.overlap:
             check_overlap(self.env, self.use_sde)

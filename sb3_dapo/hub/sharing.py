@@ -9,7 +9,7 @@ import pickle
 import tempfile
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -44,6 +44,8 @@ SelfHubModel = TypeVar("SelfHubModel", bound="HubModel")
 class HubModel(Exportable):
     """An algorithm whose models can be uploaded to the Hugging Face Hub, and downloaded from there."""
 
+    extras: ClassVar[tuple[str, ...]] = ()
+    """Those of this package that its models need."""
     _known_env: tuple[VecEnv | None, str | None] = (None, None)  # and its id, which it does not tell once it is closed
 
     def push_to_hub(
@@ -94,7 +96,7 @@ class HubModel(Exportable):
                 env_id = find_env_id(env) or env_id
             description = read_description(folder)
             code = program(type(self), repo_id, env_id, folder)
-            usage = python_section(description, code, requirement(env_id), foreign_module(env_id))
+            usage = python_section(description, code, requirement(env_id, *self.extras), foreign_module(env_id))
             card = model_card(description, env_id, evaluation, usage, settings_section(description))
             write_card(folder, card, env_id, evaluation)
             # Whatever can fail on this machine has not failed
