@@ -29,7 +29,7 @@ from sb3_dapo.fast import set_fast
 from sb3_dapo.faults import NonFiniteError
 from sb3_dapo.hub import HubModel
 from sb3_dapo.loss import LossSettings, Stats, dapo_loss, kl_terms, summarize
-from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_dapo.policies import CnnPolicy, FastCnn, MlpPolicy, MultiInputPolicy
 
 SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
 
@@ -300,7 +300,7 @@ class DAPO(Checkpoints, HubModel, PPO):
             check("batch_size", self.batch_size, self.batch_size > 1, f"at least 2, {reason}")
             rollout = f"n_steps={self.n_steps} * n_envs={self.n_envs}"
             check("n_steps * n_envs", rollout, self.n_steps * self.n_envs > 1, f"at least 2, {reason}")
-        is_cnn = issubclass(self.policy_class, CnnPolicy)
+        is_cnn = issubclass(self.policy_class, FastCnn)
         check("autocast", self.autocast, is_cnn or not self.autocast, "False for policies other than CnnPolicy")
         buffer_class = self.rollout_buffer_class
         check(
@@ -328,7 +328,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         coef = self.divergence_coef
         if isinstance(coef, Controller) and coef is not self._own_controller:
             self.divergence_coef = self._own_controller = deepcopy(coef)  # it adapts to one model
-        if isinstance(self.policy, CnnPolicy):
+        if isinstance(self.policy, FastCnn):
             self.policy.autocast = self.autocast
         if self.overlap:
             check_overlap(self.env, self.use_sde)
@@ -608,8 +608,11 @@ class DAPO(Checkpoints, HubModel, PPO):
 
     def _set_form(self) -> None:
         """Have the policy compute in the form, fast or SB3's own, that the settings ask for."""
+        set_fast(self.policy, self._is_fast())
+
+    def _is_fast(self) -> bool:
         is_special_case = self.n_rollouts == 1 and self.advantage == "gae" and not self._has_divergence()
-        set_fast(self.policy, not is_special_case if self.fast is None else self.fast)
+        return not is_special_case if self.fast is None else self.fast
 
     def _has_divergence(self) -> bool:
         coef = self.divergence_coef
