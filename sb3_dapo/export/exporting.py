@@ -482,7 +482,8 @@ def _skeleton(policy_class: PolicyClass, description: Description) -> Tensors:
             super()._build(lr_schedule)
 
     kwargs = deepcopy(description.policy_kwargs)  # policies write into it
-    kwargs["use_sde"] = description.hyperparameters.get("use_sde", False)
+    if "use_sde" in arguments_of(policy_class):  # sb3-contrib's policies with masks do not know it
+        kwargs["use_sde"] = description.hyperparameters.get("use_sde", False)
     with th.device("meta"):
         policy = Skeleton(description.observation_space, description.action_space, ConstantSchedule(0.0), **kwargs)
         return distinct_tensors(policy)
