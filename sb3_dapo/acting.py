@@ -23,7 +23,7 @@ PolicyOutput = tuple[th.Tensor, th.Tensor, th.Tensor]
 class RolloutSource(Protocol):
     """A ``VecEnv`` that is not stepped here: its rollouts are collected elsewhere."""
 
-    def collect(self, model: BaseAlgorithm) -> Iterable[Rollout]:
+    def rollouts_for(self, model: BaseAlgorithm) -> Iterable[Rollout]:
         """
         :param model: the model, whose policy acts
         :return: rollouts for the next update
@@ -32,12 +32,8 @@ class RolloutSource(Protocol):
 
 class RecordingCallback(CallbackList):
     """
-    The callback of a rollout: the user's, and after it a look at what the environments answered, so that the recorder
-    sees what the user's has changed in it.
-
-    :param callback: the user's
-    :param model: the model that collects
-    :param recorder: its recorder
+    The callback of a rollout: the user's, and after it the recorder's look at what the environments answered and the
+    user's has changed in it.
     """
 
     def __init__(self, callback: BaseCallback, model: BaseAlgorithm, recorder: RolloutRecorder) -> None:
@@ -52,13 +48,7 @@ class RecordingCallback(CallbackList):
 
 
 class ActingPolicy:
-    """
-    Stands for a policy while SB3's loop collects: for all but what is overridden here, it is the policy.
-
-    :param policy: the policy
-    :param env: the environments
-    :param recorder: records the rollout
-    """
+    """Stands for a policy while SB3's loop collects: for all but what is overridden here, it is the policy."""
 
     env: VecEnv
     """What SB3's loop steps."""
@@ -69,10 +59,6 @@ class ActingPolicy:
         self.recorder = recorder
 
     def __call__(self, observations: PyTorchObs) -> PolicyOutput:
-        """
-        :param observations: of all environments
-        :return: actions, values and log-probs
-        """
         return self.policy(observations)
 
     def __getattr__(self, name: str) -> Any:
@@ -119,8 +105,6 @@ class OverlappingPolicy(ActingPolicy):
     Acts for one half of the environments while the other half is emulated: a half is sent on its way before the step of
     the other is complete. Every action is sampled by the same policy for the same kind of observation as without, only
     in another order.
-
-    Parameters as in :class:`ActingPolicy`.
     """
 
     def __init__(self, policy: ActorCriticPolicy, env: VecEnv, recorder: RolloutRecorder) -> None:
@@ -166,12 +150,7 @@ class OverlappingPolicy(ActingPolicy):
 
 
 class OverlappingVecEnv(VecEnvWrapper):
-    """
-    Environments that are stepped by an :class:`OverlappingPolicy`.
-
-    :param venv: the environments
-    :param acting: the policy
-    """
+    """Environments that are stepped by an :class:`OverlappingPolicy`."""
 
     def __init__(self, venv: VecEnv, acting: OverlappingPolicy) -> None:
         super().__init__(venv)

@@ -3,7 +3,8 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -39,7 +40,7 @@ class AtariGame:
     :meth:`send` hands an action to the game's own thread, :meth:`receive` waits for what came of it; between the two,
     other games are emulated. After :meth:`receive` the game can be played on: a game that ended has been replaced.
 
-    :param emulator: C++ environment of one game, in same-step mode, giving single frames
+    :param make_emulator: makes a C++ environment of one game, in same-step mode, giving single frames
     :param spec: what is registered under the game's id
     :param action_meanings: names of the actions
     :param reset_frames: what the emulator's frame counter shows after a reset (not 0 in games that open with a menu)
@@ -54,7 +55,7 @@ class AtariGame:
 
     def __init__(
         self,
-        emulator: AtariVectorEnv,
+        make_emulator: Callable[[], AtariVectorEnv],
         spec: EnvSpec,
         action_meanings: list[str],
         reset_frames: int,
@@ -66,10 +67,12 @@ class AtariGame:
         self.lives = self.frame_number = self.episode_frame_number = 0
         self.episode_return = 0.0
         self.spec = spec
-        self.action_space = emulator.single_action_space
+        self._make_emulator = make_emulator
+        self._emulator = make_emulator()
+        self.action_space = self._emulator.single_action_space
         self.episodic_life = episodic_life
         self.max_frames = max_frames
-        self._emulator = emulator
+        self.is_sent = False  # whether there may be an action whose outcome is not received
         self._action_meanings = action_meanings
         self._reset_frames = reset_frames
         self._noop_start = noop_start
@@ -100,6 +103,10 @@ class AtariGame:
 
         :param seed: seed of the emulator and of the number of no-op frames, None to continue their random streams
         """
+        if self.is_sent:
+            # A step was interrupted, as by Ctrl+C: the next outcome may be that of the action, or never come
+            self._emulator, self.is_sent = self._make_emulator(), False
+            seed = int(np.random.randint(NUM_SEEDS, dtype=np.int64)) if seed is None else seed
         self._start(*self._emulator.reset(seed=seed))
 
     def send(self, action: np.ndarray) -> None:
@@ -108,6 +115,7 @@ class AtariGame:
 
         :param action: integer array of shape (1,)
         """
+        self.is_sent = True
         self._emulator.send(action)
 
     def receive(self) -> None:
@@ -116,6 +124,7 @@ class AtariGame:
         and ``last_screen``, which is the screen before a new game replaced it.
         """
         screens, rewards, terminations, _, emulator_info = self._emulator.recv()
+        self.is_sent = False
         lives, frame_number, episode_frame_number = _read_counters(emulator_info)
         self.game_over = bool(terminations[0])
         if self.game_over:
@@ -208,26 +217,7 @@ class AtariVecEnv(VecEnv):
     replaced by ``frame_skip``: ``ALE/Breakout-v5`` is played like
     ``make_atari_env("ALE/Breakout-v5", env_kwargs={"frameskip": 1})``, where an action lasts 4 frames, not 4 times 4.
 
-    What differs from the wrappers:
-
-    - :meth:`reset` begins new games. ``EpisodicLifeEnv`` goes on with a game that is under way, so that a second
-      ``evaluate_policy`` on the same environment counts games begun by an earlier policy.
-    - The same seed gives other games, as the random generators differ, with the same distribution of no-op frames.
-    - Points scored in the no-op frames that begin a game are missing from the episode's ``r``. Of ale_py's games only
-      Skiing (at most 50 of several thousand) and Entombed (1) have any.
-    - A game that reaches the limit of frames (half an hour of play) completes its last action: up to ``frame_skip`` - 1
-      frames more.
-    - When the game is over, the newest frame of ``terminal_observation`` may differ. No algorithm needs the value of
-      such an observation. After a truncation or the loss of a life it is the same.
-    - Should a game end between the loss of a life and the agent's next action, the observation is the first one of the
-      next game, where ``FireResetEnv`` returns the last one of the old game.
-    - Double Dunk with sticky actions passes its opening menu in a random number of frames. Those beyond the usual 13
-      count as no-op frames and in ``l``.
-    - :meth:`get_images` returns the screens as the agent sees them, the brighter of two frames at each pixel.
-      ``AtariEnv`` renders the last frame, in which sprites may flicker.
-    - ``reset_infos`` hold the emulator's counters in all games, not only in those without FIRE. ``frame_number``, its
-      total, may count menus of games that were not played: the C++ side also draws starts without a no-op frame, which
-      are drawn again.
+    What differs from the wrappers is listed in docs/atari.md.
 
     :param env_id: a ``NoFrameskip`` id (``BreakoutNoFrameskip-v4``), or ``ALE/Breakout-v5``, which has sticky actions
     :param n_envs: number of games
@@ -285,7 +275,7 @@ class AtariVecEnv(VecEnv):
         # The Python environment tells what the C++ one does not.
         probe = AtariEnv(game=rom, full_action_space=full_action_space, repeat_action_probability=0.0)
         assert isinstance(probe.observation_space, spaces.Box)
-        screen_height, screen_width, _ = probe.observation_space.shape
+        screen_height, screen_width = probe.observation_space.shape[:2] if exact_pixels else (screen_size, screen_size)
         action_meanings = probe.get_action_meanings()
         reset_frames = probe.reset()[1]["episode_frame_number"]
         has_fire = "FIRE" in action_meanings
@@ -295,27 +285,29 @@ class AtariVecEnv(VecEnv):
                 "if there is such an action, second"
             )
 
+        make_emulator = partial(
+            AtariVectorEnv,
+            rom,
+            num_envs=1,
+            num_threads=1,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            # In C++: the emulator, frame skip, maximum of two frames, no-op frames. The rest follows SB3 here.
+            frameskip=frame_skip,
+            repeat_action_probability=repeat_action_probability,
+            full_action_space=full_action_space,
+            noop_max=noop_max + 1 if noop_max > 0 else 0,  # one more than it will take
+            use_fire_reset=False,
+            episodic_life=False,
+            reward_clipping=False,
+            max_num_frames_per_episode=NO_LIMIT,
+            grayscale=not exact_pixels,
+            img_height=screen_height,
+            img_width=screen_width,
+            stack_num=1,
+        )
         self._games = [
             AtariGame(
-                AtariVectorEnv(
-                    rom,
-                    num_envs=1,
-                    num_threads=1,
-                    autoreset_mode=AutoresetMode.SAME_STEP,
-                    # In C++: the emulator, frame skip, maximum of two frames, no-op frames. The rest follows SB3 here.
-                    frameskip=frame_skip,
-                    repeat_action_probability=repeat_action_probability,
-                    full_action_space=full_action_space,
-                    noop_max=noop_max + 1 if noop_max > 0 else 0,  # one more than it will take
-                    use_fire_reset=False,
-                    episodic_life=False,
-                    reward_clipping=False,
-                    max_num_frames_per_episode=NO_LIMIT,
-                    grayscale=not exact_pixels,
-                    img_height=screen_height if exact_pixels else screen_size,
-                    img_width=screen_width if exact_pixels else screen_size,
-                    stack_num=1,
-                ),
+                make_emulator,
                 spec,
                 action_meanings,
                 reset_frames,
@@ -330,10 +322,12 @@ class AtariVecEnv(VecEnv):
         super().__init__(n_envs, observation_space, spaces.Discrete(len(action_meanings)))
         self.metadata["render_fps"] = AtariEnv.metadata["render_fps"]
         self.action_space: spaces.Discrete
-        self.clip_reward = clip_reward
-        self._exact_pixels = exact_pixels
+        # By these names, so that a resume can compare them
+        self.env_id, self.noop_max, self.frame_skip, self.clip_reward = env_id, noop_max, frame_skip, clip_reward
+        self.terminal_on_life_loss, self._exact_pixels = terminal_on_life_loss, exact_pixels
+        self.repeat_action_probability = repeat_action_probability
+        self.max_num_frames_per_episode = max_num_frames_per_episode
         self._observations = np.zeros((n_envs, *observation_space.shape), np.uint8)
-        self._are_sent = np.zeros(n_envs, np.bool_)  # the games that have an action whose outcome is not received
         # The wrappers whose work is done, on AtariWrapper's conditions
         in_effect = {
             Monitor: True,
@@ -356,8 +350,6 @@ class AtariVecEnv(VecEnv):
         :return: the first observations, (n_envs, n_stack, screen_size, screen_size)
         """
         self._check_open()
-        for index in np.flatnonzero(self._are_sent):
-            self.receive(slice(index, index + 1))
         self._observations = np.zeros_like(self._observations)
         for game, seed in zip(self._games, self._seeds, strict=True):
             game.reset(None if seed is None else seed % NUM_SEEDS)
@@ -368,19 +360,9 @@ class AtariVecEnv(VecEnv):
         return self._observations
 
     def step_async(self, actions: np.ndarray) -> None:
-        """
-        Have all games emulated, without waiting for them.
-
-        :param actions: integers, (n_envs,)
-        """
         self.send(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """
-        Wait for all games, and take those whose episode ended to the start of the next.
-
-        :return: observations, rewards, dones and infos; arrays that were returned are never written to
-        """
         return self.receive()
 
     def send(self, actions: np.ndarray, games: slice = ALL) -> None:
@@ -391,17 +373,16 @@ class AtariVecEnv(VecEnv):
         :param games: which
         """
         self._check_open()
-        if self._are_sent[games].any():
-            raise RuntimeError("step_async() was called twice without step_wait()")
         actions = np.asarray(actions)
         chosen = self._games[games]
+        if any(game.is_sent for game in chosen):
+            raise RuntimeError("step_async() was called twice without step_wait(): after an interrupt, call reset()")
         # The C++ side would wait for ever for a thread that was sent an action out of range.
         is_valid = actions.shape == (len(chosen),) and np.issubdtype(actions.dtype, np.integer)
         if not is_valid or actions.min() < 0 or actions.max() >= self.action_space.n:
             raise ValueError(f"actions={actions!r} must be {len(chosen)} integers of {self.action_space}")
         for game, action in zip(chosen, actions.astype(np.int64)[:, None], strict=True):
             game.send(action)
-        self._are_sent[games] = True
 
     def receive(self, games: slice = ALL) -> VecEnvStepReturn:
         """
@@ -410,9 +391,8 @@ class AtariVecEnv(VecEnv):
         :param games: which
         :return: their observations, rewards, dones and infos; arrays that were returned are never written to
         """
-        if not self._are_sent[games].all():
+        if not all(game.is_sent for game in self._games[games]):
             raise RuntimeError("step_wait() was called without step_async()")
-        self._are_sent[games] = False
         observations = self._observations.copy()
         observations[games, :-1] = self._observations[games, 1:]
         self._observations = observations
@@ -471,17 +451,9 @@ class AtariVecEnv(VecEnv):
             raise RuntimeError("the environment has been closed")
 
     def get_images(self) -> Sequence[np.ndarray]:
-        """
-        :return: the current screens, each (210, 160, 3) in most games
-        """
         return [game.render() for game in self._games]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """
-        :param attr_name: name of an attribute of :class:`AtariGame`
-        :param indices: which games, None for all
-        :return: its value in each of these games
-        """
         return [getattr(game, attr_name) for game in self._select(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
@@ -499,13 +471,6 @@ class AtariVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """
-        :param method_name: name of a method of :class:`AtariGame`
-        :param method_args: its positional arguments
-        :param indices: which games, None for all
-        :param method_kwargs: its keyword arguments
-        :return: what it returned for each of these games
-        """
         return [getattr(game, method_name)(*method_args, **method_kwargs) for game in self._select(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:

@@ -134,8 +134,26 @@ class DAPO(Checkpoints, HubModel, PPO):
     """What stands for the policy while a rollout is collected, if it is not the policy itself."""
 
     rollout_buffer: RolloutRing
-    divergence: Divergence
     normalize_advantage: bool | Literal["rms"]  # type: ignore[assignment]
+    divergence: Divergence
+    divergence_coef: float | Schedule | Controller
+    divergence_steps: int | None
+    divergence_lambda: float | None
+    divergence_c_bar: float
+    rho_bar: float
+    c_bar: float
+    n_rollouts: int
+    advantage: Literal["vtrace", "vtrace_gae", "gae"]
+    policy_loss: Literal["clip", "plain", "clip_augmented"]
+    clip_center: Literal["behavior", "old"]
+    exact_targets: bool
+    nonfinite: Literal["raise", "skip"]
+    allow_nonfinite_observations: bool
+    optimize_memory_usage: bool
+    fast: bool | None
+    autocast: bool
+    overlap: bool
+    compile: bool
     _parameters_replaced = False  # since the last update, by others than the optimizer
 
     def __init__(
@@ -187,6 +205,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         overlap: bool = False,
         compile: bool = False,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         _check_env(env, is_needed=_init_setup_model)
         check("policy", policy, isinstance(policy, str | type), "the name of a policy or a class")
         check_number("n_steps", n_steps, self.argument_ranges["n_steps"])  # with which PPO computes
@@ -194,58 +213,16 @@ class DAPO(Checkpoints, HubModel, PPO):
             is_once = name not in (rollout_buffer_kwargs or {})
             allowed = f"without {name!r}, an argument of {type(self).__name__}"
             check("rollout_buffer_kwargs", rollout_buffer_kwargs, is_once, allowed)
+        for_ppo = {name: arguments.pop(name) for name in arguments_of(PPO)}
+        # PPO would warn of a batch size that is no factor of one rollout, though K of them are shuffled, and assert
+        # that it is large enough to normalize advantages
+        for_ppo |= {"batch_size": 1, "normalize_advantage": False, "_init_setup_model": False}
         try:
-            super().__init__(
-                policy,
-                env,
-                learning_rate=learning_rate,
-                n_steps=n_steps,
-                batch_size=1,  # PPO would warn if it were no factor of one rollout, though K of them are shuffled
-                n_epochs=n_epochs,
-                gamma=gamma,
-                gae_lambda=gae_lambda,
-                clip_range=clip_range,
-                clip_range_vf=clip_range_vf,
-                normalize_advantage=False,  # PPO would assert on the batch size
-                ent_coef=ent_coef,
-                vf_coef=vf_coef,
-                max_grad_norm=max_grad_norm,
-                use_sde=use_sde,
-                sde_sample_freq=sde_sample_freq,
-                rollout_buffer_class=rollout_buffer_class,
-                rollout_buffer_kwargs=rollout_buffer_kwargs,
-                target_kl=target_kl,
-                stats_window_size=stats_window_size,
-                tensorboard_log=tensorboard_log,
-                policy_kwargs=policy_kwargs,
-                verbose=verbose,
-                seed=seed,
-                device=device,
-                _init_setup_model=False,
-            )
+            super().__init__(**for_ppo)
         except AssertionError as error:  # SB3's way to refuse an action space
             raise ValueError(str(error)) from error
-        self.batch_size = batch_size
-        self.normalize_advantage = normalize_advantage
-        self.divergence = divergence  # type: ignore[assignment]
-        self.divergence_coef = divergence_coef
-        self.divergence_steps = divergence_steps
-        self.divergence_lambda = divergence_lambda
-        self.divergence_c_bar = divergence_c_bar
-        self.rho_bar = rho_bar
-        self.c_bar = c_bar
-        self.n_rollouts = n_rollouts
-        self.advantage = advantage
-        self.policy_loss = policy_loss
-        self.clip_center = clip_center
-        self.exact_targets = exact_targets
-        self.nonfinite = nonfinite
-        self.allow_nonfinite_observations = allow_nonfinite_observations
-        self.optimize_memory_usage = optimize_memory_usage
-        self.fast = fast
-        self.autocast = autocast
-        self.overlap = overlap
-        self.compile = compile
+        self.batch_size, self.normalize_advantage = batch_size, normalize_advantage
+        vars(self).update(arguments)
         self._policy_version = 0  # updates that the policy has seen
 
         if _init_setup_model:
@@ -416,9 +393,10 @@ class DAPO(Checkpoints, HubModel, PPO):
         :return: whether training goes on
         """
         callback.on_rollout_start()
-        for rollout in source.collect(self):
+        for rollout in source.rollouts_for(self):
             dones = rollout.terminated | rollout.truncated
-            for rewards, step_dones, infos in zip(rollout.rewards, dones, rollout.infos, strict=True):
+            all_infos = rollout.infos or [[{} for _ in row] for row in dones]
+            for rewards, step_dones, infos in zip(rollout.rewards, dones, all_infos, strict=True):
                 self.num_timesteps += len(rewards)
                 step = {"self": self, "env": source, "rewards": rewards, "dones": step_dones, "infos": infos}
                 callback.update_locals(step)

@@ -71,14 +71,8 @@ def vtrace(
     :return: the targets v and the advantages A
     :raises ValueError: if the shapes differ or a parameter is out of range
     """
-    _check_shapes(
-        rewards=rewards,
-        values=values,
-        next_values=next_values,
-        ratios=ratios,
-        discounts=discounts,
-        continues=continues,
-    )
+    named = {"rewards": rewards, "values": values, "next_values": next_values}
+    _check_shapes(**named, ratios=ratios, discounts=discounts, continues=continues)
     _check_parameters(lam=lam, rho_bar=rho_bar, c_bar=c_bar)
     if not 0 <= advantage_lam <= 1:
         raise ValueError(f"`advantage_lam` must be in [0, 1], got {advantage_lam}")

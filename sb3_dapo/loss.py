@@ -61,8 +61,7 @@ def dapo_loss(
         advantages = advantages - settings.divergence_coef * divergences
     policy_loss = -th.mean(advantages * ratio)
     if settings.policy_loss != "plain":
-        low, high = 1 - settings.clip_range, 1 + settings.clip_range
-        clipped_ratio = th.clamp(ratio, low, high)
+        clipped_ratio = th.clamp(ratio, 1 - settings.clip_range, 1 + settings.clip_range)
         if settings.clip_center == "old":
             center = importance_ratios(samples.old_log_prob, samples.behavior_log_prob)
             clipped_ratio = th.clamp(ratio, center - settings.clip_range, center + settings.clip_range)
@@ -72,12 +71,9 @@ def dapo_loss(
         # Clip the difference between old and new value
         change = th.clamp(values - samples.old_values, -settings.clip_range_vf, settings.clip_range_vf)
         values = samples.old_values + change
+    value_loss = F.mse_loss(samples.returns, values)
     if settings.weights_values:
-        weights = ratio.detach().clamp(max=MAX_VALUE_WEIGHT)
-        value_loss = th.mean(weights * (samples.returns - values) ** 2)
-    else:
-        value_loss = F.mse_loss(samples.returns, values)
-
+        value_loss = th.mean(ratio.detach().clamp(max=MAX_VALUE_WEIGHT) * (samples.returns - values) ** 2)
     # Approximate entropy when there is no analytical form
     entropy_loss = -th.mean(-log_prob if entropy is None else entropy)
 

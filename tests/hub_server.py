@@ -170,6 +170,7 @@ def running_hub() -> Any:
 NAME = r"(?P<repo_id>[\w.-]+/[\w.-]+)"
 ROUTES = {
     r"POST /api/repos/create": "create_repository",
+    r"GET /api/whoami-v2": "tell_who",
     r"POST /api/validate-yaml": "validate_yaml",
     rf"GET /api/models/{NAME}(/revision/(?P<revision>[^/]+))?": "describe",
     rf"GET /api/models/{NAME}/tree/(?P<revision>[^/]+)": "list_tree",
@@ -266,6 +267,11 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.server.repositories[repo_id] = Repository(payload.get("visibility") == "private")
         repository.commit("initial commit", {".gitattributes": Blob(GITATTRIBUTES)})
         self.send_json({"url": url, "name": repo_id, "id": repo_id})
+
+    def tell_who(self) -> None:
+        if not self.is_logged_in():
+            raise Refused(401, "Invalid username or password.")
+        self.send_json({"type": "user", "name": USER, "orgs": [{"name": name} for name in ORGANIZATIONS - {USER}]})
 
     def validate_yaml(self) -> None:
         match = re.match(r"---\n(.*?)\n---\n", json.loads(self.body)["content"], re.DOTALL)

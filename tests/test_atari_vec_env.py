@@ -2,6 +2,8 @@ import importlib.util
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +34,7 @@ pytest.importorskip("scipy")
 
 import sb3_dapo.atari_vec_env
 from sb3_dapo import DAPO
-from sb3_dapo.atari_vec_env import AtariVecEnv
+from sb3_dapo.atari_vec_env import AtariGame, AtariVecEnv
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
 SMALL_CNN = {"features_extractor_kwargs": {"features_dim": 16}, "net_arch": []}
@@ -308,6 +310,53 @@ def test_reset_begins_new_games() -> None:
         assert info["episode_frame_number"] <= 38 and info["lives"] == 5
 
 
+def interrupted(at: int, is_received: bool) -> Callable[[AtariGame], None]:
+    """
+    :param at: call in which Ctrl+C comes
+    :param is_received: whether the emulator had given the outcome already
+    :return: stands for `AtariGame.receive`
+    """
+    original, calls = AtariGame.receive, count()
+
+    def receive(game: AtariGame) -> None:
+        if next(calls) != at:
+            return original(game)
+        if is_received:
+            game._emulator.recv()
+        raise KeyboardInterrupt
+
+    return receive
+
+
+@pytest.mark.parametrize("is_received", [False, True])
+def test_reset_after_an_interrupt(is_received: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a step or in what opens an episode: the next games are those of the seed, and nothing waits for ever."""
+    expected = AtariVecEnv(BREAKOUT, 2, seed=7)
+    games = [expected.reset(), *(step[0] for step in play(expected, 20))]
+    for at in (0, 1, 5, 250, 301):
+        env = AtariVecEnv(BREAKOUT, 2, seed=0)
+        env.reset()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(AtariGame, "receive", interrupted(at, is_received))
+            play(env, 200)
+        with pytest.raises(RuntimeError, match="after an interrupt, call reset"):
+            env.step(np.array([0, 0]))
+        env.seed(7)
+        again = [env.reset(), *(step[0] for step in play(env, 20))]
+        assert all((a == b).all() for a, b in zip(again, games, strict=True)), at
+
+
+def test_reset_without_a_seed_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = AtariVecEnv("FreewayNoFrameskip-v4", 8, seed=0)
+    env.reset()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(AtariGame, "receive", interrupted(0, False))
+        env.step(np.zeros(8, int))
+    env.reset()
+    assert len(set(env.get_attr("noop_frames"))) > 1  # not all games with one seed
+    play(env, 5)
+
+
 def test_observations_are_not_written_to_later() -> None:
     env = AtariVecEnv(BREAKOUT, 2, seed=0)
     returned = [env.reset()]
@@ -426,7 +475,7 @@ def test_message_without_ale_py(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exit_while_threads_are_busy() -> None:
     script = f"""
 import numpy as np
-from sb3_dapo.atari_vec_env import AtariVecEnv
+from sb3_dapo.atari_vec_env import AtariGame, AtariVecEnv
 env = AtariVecEnv("{BREAKOUT}", 4)
 env.reset()
 env.step_async(np.zeros(4, dtype=int))

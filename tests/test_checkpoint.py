@@ -6,6 +6,7 @@ compared bit for bit with the same run that was left alone.
 import io
 import multiprocessing as mp
 import os
+import re
 import signal
 import warnings
 import zipfile
@@ -26,6 +27,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalC
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -352,12 +354,34 @@ def test_refused_in_mid_rollout(moment: str, algo: type[DAPO], tmp_path: Path) -
 
 
 def test_refused_where_an_update_is_missing(algo: type[DAPO], tmp_path: Path) -> None:
-    model = make_model(algo, "MlpPolicy", CARTPOLE(), target_kl=0.1)
-    model.target_kl = "not a number"  # type: ignore[assignment]
+    model = make_model(algo, "MlpPolicy", CARTPOLE())
+
+    def fail(*args: Any) -> Any:
+        raise TypeError
+
+    model.policy.evaluate_actions = fail  # type: ignore[method-assign]
     with pytest.raises(TypeError):
         model.learn(300)
     with pytest.raises(ValueError, match="has not been trained on"):
         model.save_checkpoint(tmp_path / "checkpoint")
+
+
+def test_interrupted_update(algo: type[DAPO], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be done with the model is named, and works."""
+    model = make_model(algo, "MlpPolicy", CARTPOLE()).learn(256)
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model.policy.optimizer, "step", interrupt)
+        model.learn(256, reset_num_timesteps=False)
+    with pytest.raises(ValueError, match="the update was interrupted: keep the model by `save` or `export`") as raised:
+        model.save_checkpoint(tmp_path / "checkpoint")
+    assert "outside of `learn`" not in str(raised.value)
+    model.save(tmp_path / "model")
+    model.export(tmp_path / "export")
+    assert_equal(algo.load(tmp_path / "model", device="cpu").get_parameters(), model.get_parameters())
 
 
 def test_refused_without_env(algo: type[DAPO], tmp_path: Path) -> None:
@@ -586,6 +610,300 @@ def test_vec_env_wrapper_that_cannot_be_saved(algo: type[DAPO], tmp_path: Path) 
         model.save_checkpoint(tmp_path / "checkpoint")
     with pytest.raises(ValueError, match="the attribute `stream` cannot be saved"):
         model.learn(64, CheckpointCallback(64, tmp_path))  # at once
+
+
+# --- what the environments are made with ----------------------------------------------------------
+
+
+class SettingsEnv(CatchEnv):
+    """
+    Has settings of all kinds.
+
+    :param difficulty: kept under no name, but the number of balls follows from it
+    :param level: where a curriculum begins: one higher after every episode
+    :param log_path: where it would write
+    :param by_chance: draw a number when it is made
+    :param data: large
+    :param count: what would be counted in the data
+    """
+
+    def __init__(
+        self,
+        difficulty: int = 1,
+        level: int = 0,
+        log_path: str = "",
+        by_chance: bool = False,
+        data: np.ndarray | None = None,
+        count: bool = False,
+    ) -> None:
+        super().__init__(n_balls=2)
+        self.bonus = 3 * difficulty
+        self.level, self.log_path, self.data, self.count = level, log_path, data, count
+        if by_chance:
+            self.luck = float(np.random.default_rng().random())
+        self.callback = lambda: None  # nothing that a process could send
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.level += terminated
+        if self.count:
+            self.data[0] += 1
+        return observation, reward + self.level + self.bonus, terminated, truncated, info
+
+
+def saved_run(algo: type[DAPO], make_env: Callable[[], VecEnv], path: Path, **settings: Any) -> DAPO:
+    """A model that has written a checkpoint."""
+    policy = "MlpPolicy" if len(make_env().observation_space.shape) == 1 else "CnnPolicy"
+    settings = {"n_steps": 32, "n_epochs": 1, **({} if policy == "MlpPolicy" else {"policy_kwargs": TINY}), **settings}
+    model = make_model(algo, policy, make_env(), **settings).learn(192)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The environments cannot be saved in mid-episode")
+        model.save_checkpoint(path)
+    return model
+
+
+TINY = {"features_extractor_kwargs": {"features_dim": 8}, "net_arch": []}
+PENDULUM = partial(make_vec_env, "Pendulum-v1", 2, seed=0)
+VEC_ENVS = pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, SubprocVecEnv])
+
+
+@VEC_ENVS
+@pytest.mark.parametrize(
+    ("env_kwargs", "attribute", "value", "message"),
+    [
+        ({"g": 11.0}, "g", 11.0, r"PendulumEnv `g` 11.0 instead of 9.81"),
+        ({"max_episode_steps": 50}, "_max_episode_steps", 50, r"TimeLimit `_max_episode_steps` 50 instead of 200"),
+    ],
+)
+def test_new_arguments_of_environments_win(
+    vec_env_cls: type[VecEnv],
+    env_kwargs: dict[str, Any],
+    attribute: str,
+    value: Any,
+    message: str,
+    algo: type[DAPO],
+    tmp_path: Path,
+) -> None:
+    make = partial(PENDULUM, vec_env_cls=vec_env_cls)
+    saved_run(algo, partial(make, env_kwargs={"g": 9.81}), tmp_path / "checkpoint").env.close()
+    env = make(env_kwargs={"g": 9.81, **env_kwargs})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = algo.load_checkpoint(tmp_path / "checkpoint", env, device="cpu")
+    texts = [str(warning.message) for warning in caught if "made otherwise" in str(warning.message)]
+    assert len(texts) == 1 and re.search(message, texts[0]) and "The new values are used" in texts[0]
+    assert caught[0].filename == __file__
+    assert env.get_attr(attribute) == [value, value]
+    model.learn(256, reset_num_timesteps=False)
+    assert env.get_attr(attribute) == [value, value]
+    env.close()
+
+
+@VEC_ENVS
+def test_nothing_is_said_of_the_same_environment(
+    vec_env_cls: type[VecEnv], algo: type[DAPO], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    kwargs = {"log_path": "/a/log", "level": 2, "by_chance": True, "data": np.arange(9)}
+    make = partial(make_vec_env, SettingsEnv, 2, seed=0, env_kwargs=kwargs, vec_env_cls=vec_env_cls)
+    saved_run(algo, make, tmp_path / "checkpoint").env.close()
+    env = make()
+    algo.load_checkpoint(tmp_path / "checkpoint", env, device="cpu").learn(64, reset_num_timesteps=False)
+    env.close()  # the workers live, though there is much in the environments that cannot be sent
+    assert not [warning for warning in recwarn if "otherwise" in str(warning.message)]
+
+
+def test_what_only_the_specification_knows(algo: type[DAPO], tmp_path: Path) -> None:
+    class Hidden(CatchEnv):
+        def __init__(self, difficulty: int) -> None:
+            super().__init__()
+            self.map = {(i, i): np.ones(3) * difficulty for i in range(30)}
+
+    def make(difficulty: int) -> VecEnv:
+        spec = gym.envs.registration.EnvSpec("Hidden-v0", entry_point=Hidden, kwargs={"difficulty": difficulty})
+        return DummyVecEnv([partial(gym.make, spec)])
+
+    saved_run(algo, partial(make, 3), tmp_path / "checkpoint")
+    env = make(7)
+    with pytest.warns(UserWarning, match="Hidden `difficulty` 7 instead of 3"):
+        algo.load_checkpoint(tmp_path / "checkpoint", env, device="cpu")
+    assert env.get_attr("map")[0][0, 0].tolist() == [7, 7, 7]
+
+
+def test_what_follows_from_an_argument_is_not_put_back(algo: type[DAPO], tmp_path: Path) -> None:
+    saved_run(algo, lambda: DummyVecEnv([lambda: SettingsEnv(3)] * 2), tmp_path / "checkpoint")
+    env = DummyVecEnv([lambda: SettingsEnv(7)] * 2)
+    with pytest.warns(UserWarning, match="SettingsEnv `bonus` 21 instead of 9"):
+        algo.load_checkpoint(tmp_path / "checkpoint", env, device="cpu")
+    assert env.get_attr("bonus") == [21, 21]
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_state_under_the_name_of_an_argument_is_restored(n_envs: int, algo: type[DAPO], tmp_path: Path) -> None:
+    """The level of a curriculum, also where the new environment has been used before; a number drawn by chance."""
+    make = partial(make_vec_env, SettingsEnv, n_envs, seed=0, env_kwargs={"by_chance": n_envs > 1})
+    model = saved_run(algo, make, tmp_path / "checkpoint")
+    levels, envs = model.env.get_attr("level"), [make(), model.env]
+    assert min(levels) > 1
+    luck = model.env.get_attr("luck") if n_envs > 1 else []
+    expected = state_of(model.learn(64 * n_envs, reset_num_timesteps=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for env in envs:
+            model = algo.load_checkpoint(tmp_path / "checkpoint", env, device="cpu")
+            assert env.get_attr("level") == levels
+            assert n_envs == 1 or env.get_attr("luck") == luck
+            assert_equal(state_of(model.learn(64 * n_envs, reset_num_timesteps=False)), expected)
+
+
+def test_paths_of_another_machine_are_not_restored(algo: type[DAPO], tmp_path: Path) -> None:
+    """And make no other environment: the resume is exact."""
+
+    def make(path: str) -> VecEnv:
+        return make_vec_env(SettingsEnv, 2, seed=0, env_kwargs={"log_path": path})
+
+    model = saved_run(algo, partial(make, "/home/a/log"), tmp_path / "checkpoint")
+    expected = state_of(model.learn(128, reset_num_timesteps=False))
+    env = make("/home/b/log")
+    with pytest.warns(UserWarning, match="SettingsEnv `log_path` '/home/b/log' instead of '/home/a/log'"):
+        model = algo.load_checkpoint(tmp_path / "checkpoint", env, device="cpu")
+    assert env.get_attr("log_path") == ["/home/b/log"] * 2
+    assert_equal(state_of(model.learn(128, reset_num_timesteps=False)), expected)
+
+
+@VEC_ENVS
+def test_settings_of_vec_normalize(vec_env_cls: type[VecEnv], algo: type[DAPO], tmp_path: Path) -> None:
+    def make(**settings: Any) -> VecEnv:
+        return VecNormalize(PENDULUM(vec_env_cls=vec_env_cls), **settings)
+
+    saved = saved_run(algo, make, tmp_path / "checkpoint").env
+    saved.close()
+    settings = {"clip_obs": 5.0, "clip_reward": 4.0, "gamma": 0.9, "epsilon": 1e-4, "norm_reward": False}
+    env = make(**settings)
+    with pytest.warns(UserWarning, match="made otherwise") as caught:
+        algo.load_checkpoint(tmp_path / "checkpoint", env, device="cpu")
+    for name, value in settings.items():
+        assert getattr(env, name) == value
+        assert any(f"VecNormalize `{name}` {value} instead of" in str(warning.message) for warning in caught)
+    assert_equal(vars(env.obs_rms), vars(saved.obs_rms))
+    assert_equal(env.returns, saved.returns)
+    env.close()
+
+
+def test_other_keys_to_normalize_are_refused(algo: type[DAPO], tmp_path: Path) -> None:
+    parts = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Box(-1, 1, (2,))})
+
+    def make(keys: list[str] | None) -> VecEnv:
+        return VecNormalize(DummyVecEnv([lambda: RandomEnv(parts, spaces.Discrete(2))]), norm_obs_keys=keys)
+
+    make_model(algo, "MultiInputPolicy", make(["a"])).learn(64).save_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="must normalize the same parts.*`norm_obs_keys` .'a', 'b'. instead of .'a'"):
+        algo.load_checkpoint(tmp_path / "checkpoint", make(["a", "b"]), device="cpu")
+
+
+def test_environments_of_evaluation(algo: type[DAPO], tmp_path: Path) -> None:
+    def run(g: float) -> VecEnv:
+        eval_env = make_vec_env("Pendulum-v1", 1, env_kwargs={"g": g})
+        path = latest_checkpoint(tmp_path)
+        model = make_model(algo, "MlpPolicy", PENDULUM()) if path is None else algo.load_checkpoint(path, PENDULUM())
+        evaluation = EvalCallback(eval_env, eval_freq=50, n_eval_episodes=1, verbose=0)
+        learn_until(model, model.num_timesteps + 128, [CheckpointCallback(128, tmp_path), evaluation])
+        return eval_env
+
+    run(9.81)
+    with pytest.warns(UserWarning, match="`g` 11.0 instead of 9.81"):
+        assert run(11.0).get_attr("g") == [11.0]
+
+
+def test_settings_of_native_atari(algo: type[DAPO], tmp_path: Path) -> None:
+    make_native_atari().close()
+    from sb3_dapo.atari_vec_env import AtariVecEnv
+
+    make = partial(AtariVecEnv, "BreakoutNoFrameskip-v4", 2)
+    model = make_model(algo, "CnnPolicy", make(), n_steps=8, n_epochs=1, policy_kwargs=TINY).learn(16)
+    model.save_checkpoint(tmp_path / "checkpoint", reset_envs=True)
+    with pytest.warns(UserWarning, match="`frame_skip` 3 instead of 4"):
+        algo.load_checkpoint(tmp_path / "checkpoint", make(frame_skip=3), device="cpu")
+
+
+def megabytes(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(n, 2**20), dtype=np.uint8)
+
+
+def make_data_env(data: np.ndarray, count: bool = False) -> VecEnv:
+    kwargs = {"data": data, "count": count}
+    return DummyVecEnv([lambda: SettingsEnv(**{**kwargs, "data": data.copy()})] * 2)
+
+
+def test_data_sets(algo: type[DAPO], tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    model = saved_run(algo, partial(make_data_env, megabytes(4)), tmp_path / "state")
+    (warned,) = [warning for warning in recwarn if "take much space" in str(warning.message)]
+    assert "`data` of SettingsEnv (8.0 MB)" in str(warned.message) and "reset_envs=True" in str(warned.message)
+    assert (tmp_path / "state.zip").stat().st_size > 8 * 2**20
+    recwarn.clear()
+    model.save_checkpoint(tmp_path / "reset", reset_envs=True)
+    assert not list(recwarn)
+    assert (tmp_path / "reset.zip").stat().st_size < 2**20
+    expected = state_of(model.learn(128, reset_num_timesteps=False))
+
+    loaded = algo.load_checkpoint(tmp_path / "reset", make_data_env(megabytes(4)), device="cpu")
+    assert not list(recwarn)
+    assert_equal(state_of(loaded.learn(128, reset_num_timesteps=False)), expected)
+    for name in ("state", "reset"):
+        env = make_data_env(megabytes(4, seed=1))
+        with pytest.warns(UserWarning, match="`data` <4.0 MB, SHA-256 .*> instead of <4.0 MB, SHA-256"):
+            algo.load_checkpoint(tmp_path / name, env, device="cpu")
+        assert_equal(env.get_attr("data")[0], megabytes(4, seed=1))
+
+
+def test_large_state_is_kept(algo: type[DAPO], tmp_path: Path) -> None:
+    """It is no data set: it has changed."""
+    make = partial(make_data_env, megabytes(4), count=True)
+    model = saved_run(algo, make, tmp_path / "first")
+    with pytest.warns(UserWarning, match="take much space in every checkpoint: `data` of SettingsEnv .8.0 MB.$"):
+        model.save_checkpoint(tmp_path / "checkpoint", reset_envs=True)
+    env = make()
+    algo.load_checkpoint(tmp_path / "checkpoint", env, device="cpu")
+    assert_equal(env.get_attr("data"), model.env.get_attr("data"))
+
+
+def test_callback_tells_of_large_environments_once(algo: type[DAPO], tmp_path: Path) -> None:
+    model = make_model(algo, "CnnPolicy", make_data_env(megabytes(2)), n_steps=32, n_epochs=1, policy_kwargs=TINY)
+    with pytest.warns(UserWarning, match="take much space") as caught:
+        model.learn(192, CheckpointCallback(64, tmp_path))
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(192, CheckpointCallback(64, tmp_path / "reset", reset_envs=True))
+
+
+# --- policies -------------------------------------------------------------------------------------
+
+
+def test_frozen_layers_stay_frozen(algo: type[DAPO], tmp_path: Path) -> None:
+    model = make_model(algo, "MlpPolicy", CARTPOLE())
+    model.policy.mlp_extractor.policy_net.requires_grad_(False)
+    model.learn(256).save_checkpoint(tmp_path / "checkpoint")
+    expected = state_of(model.learn(256, reset_num_timesteps=False))
+    loaded = algo.load_checkpoint(tmp_path / "checkpoint", CARTPOLE(), device="cpu")
+    frozen = {name for name, parameter in loaded.policy.named_parameters() if not parameter.requires_grad}
+    assert frozen == {f"mlp_extractor.policy_net.0.{kind}" for kind in ("weight", "bias")}
+    assert_equal(state_of(loaded.learn(256, reset_num_timesteps=False)), expected)
+
+
+class FrozenPolicy(ActorCriticPolicy):
+    """Is made with a frozen layer."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.value_net.requires_grad_(False)
+
+
+def test_thawed_layers_stay_thawed(algo: type[DAPO], tmp_path: Path) -> None:
+    model = make_model(algo, FrozenPolicy, CARTPOLE())
+    model.policy.value_net.requires_grad_(True)
+    model.learn(128).save_checkpoint(tmp_path / "checkpoint")
+    loaded = algo.load_checkpoint(tmp_path / "checkpoint", CARTPOLE(), device="cpu")
+    assert all(parameter.requires_grad for parameter in loaded.policy.parameters())
 
 
 # --- files ----------------------------------------------------------------------------------------

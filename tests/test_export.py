@@ -21,6 +21,7 @@ import pytest
 import safetensors.torch
 import torch as th
 from algos import ALL_ALGOS, make_model
+from commands import Command
 from envs import CatchEnv, RandomEnv
 from gymnasium import spaces
 from hypothesis import given, settings
@@ -52,6 +53,14 @@ MIXED = spaces.Dict(
         ("choices", spaces.MultiDiscrete([2, 3])),
     ]
 )
+
+
+class OwnBox(spaces.Box):
+    """As packages of environments define them, with methods of their own."""
+
+
+class OwnDict(spaces.Dict):
+    """Likewise."""
 
 
 # --- round trips --------------------------------------------------------------------------------------
@@ -112,6 +121,25 @@ SPACES = {
     "multi_discrete_observations": ("MlpPolicy", spaces.MultiDiscrete([2, 5]), TWO, {}),
     "multi_binary_observations": ("MlpPolicy", spaces.MultiBinary([2, 3]), TWO, {}),
     "float64_observations": ("MlpPolicy", spaces.Box(-1, 1, (2, 3), np.float64), TWO, {}),
+    "bool_observations": ("MlpPolicy", spaces.Box(0, 1, (4, 4, 2), np.bool_), TWO, {}),
+    "int8_observations": ("MlpPolicy", spaces.Box(-3, 5, (3,), np.int8), TWO, {}),
+    "float16_observations": ("MlpPolicy", spaces.Box(-1, 1, (3,), np.float16), TWO, {}),
+    "uint32_observations": ("MlpPolicy", spaces.Box(0, 2**31, (3,), np.uint32), TWO, {}),
+    "own_boxes": ("MlpPolicy", OwnBox(-1, 1, (3,)), OwnBox(-1, 1, (2,)), {}),
+    "own_discretes": (
+        "MlpPolicy",
+        type("OwnMultiBinary", (spaces.MultiBinary,), {})(3),
+        type("OwnDiscrete", (spaces.Discrete,), {})(2),
+        {},
+    ),
+    "own_dict": (
+        "MultiInputPolicy",
+        OwnDict({"b": spaces.Box(0, 1, (2,), np.bool_), "a": OwnBox(-1, 1, (2,))}),
+        type("OwnMultiDiscrete", (spaces.MultiDiscrete,), {})([2, 3]),
+        {},
+    ),
+    "bool_actions": ("MlpPolicy", FLOATS, spaces.Box(0, 1, (2,), np.bool_), {}),
+    "int_actions": ("MlpPolicy", FLOATS, spaces.Box(0, 5, (2,), np.int64), {}),
     "dict": ("MultiInputPolicy", MIXED, TWO, {}),
     "image": ("CnnPolicy", IMAGE, TWO, {}),
     "image_not_shared": (
@@ -155,6 +183,33 @@ def test_the_loaded_model_does_what_the_original_does(
     before = deepcopy(loaded.policy.state_dict())
     loaded.learn(loaded.n_steps * loaded.n_envs)
     assert any(not th.equal(before[name], tensor) for name, tensor in loaded.policy.state_dict().items())
+
+
+def test_minatar(command: Command, tmp_path: Path) -> None:
+    """An agent of this package's own settings for MinAtar, as `sb3-dapo train` leaves it."""
+    pytest.importorskip("minatar.gym").register_envs()
+    small = ("--hyperparams", "n_envs:2", "n_steps:32", "batch_size:64", "n_epochs:1")
+    command("train", "--env", "MinAtar/Breakout-v1", "-n", "128", "--eval-freq", "-1", "--verbose", "0", *small)
+    env = make_vec_env("MinAtar/Breakout-v1", n_envs=2)
+    model = DAPO.load("logs/dapo/MinAtar-Breakout-v1_1/MinAtar-Breakout-v1.zip", env, device="cpu")
+    model.export(tmp_path / "model")
+    description = description_of(tmp_path / "model")
+    assert description["observation_space"]["dtype"] == "bool"
+    assert description["policy_kwargs"]["features_extractor_class"] == "MinAtarCnn"
+    assert description["not_exported"] == []
+    loaded = DAPO.load_exported(tmp_path / "model", make_vec_env("MinAtar/Breakout-v1", n_envs=2), device="cpu")
+    assert_same(model, loaded)
+    assert scores(model, model.get_env()) == scores(loaded, loaded.get_env())
+
+
+def test_files_of_an_earlier_version() -> None:
+    expected = np.load(Path(__file__).parent / "fixtures/0.1.0/expected.npz")
+    loaded = DAPO.load_exported(Path(__file__).parent / "fixtures/0.1.0/pendulum_export", "Pendulum-v1", device="cpu")
+    actions, _ = loaded.predict(expected["pendulum observations"], deterministic=True)
+    np.testing.assert_allclose(actions, expected["pendulum actions"], rtol=1e-5)
+    np.testing.assert_array_equal(loaded.get_vec_normalize_env().obs_rms.mean, expected["pendulum mean"])
+    assert loaded.divergence_coef.coefficient == 0.0078125
+    loaded.learn(64)
 
 
 def test_steps_go_on_from_those_of_the_original(algo: type[DAPO], tmp_path: Path) -> None:
@@ -333,6 +388,44 @@ def test_policy_kwargs(
     assert type(loaded.policy.optimizer) is type(model.policy.optimizer) and mine == others
 
 
+@pytest.mark.parametrize(
+    "net_arch",
+    [[dict(pi=[8, 4], vf=[6])], [dict(pi=(8, 4), vf=[np.int64(6)])], dict(pi=[8, 4], vf=[6], qf=[5])],
+    ids=["old_form", "old_form_with_other_numbers", "more_than_there_is"],
+)
+@pytest.mark.filterwarnings("ignore:As shared layers")
+def test_networks_are_taken_as_sb3_takes_them(net_arch: Any, tmp_path: Path) -> None:
+    model = trained(ALL_ALGOS[0], "MlpPolicy", RandomEnv(FLOATS, TWO), policy_kwargs={"net_arch": net_arch})
+    model.export(tmp_path / "model")
+    assert description_of(tmp_path / "model")["policy_kwargs"] == {"net_arch": {"pi": [8, 4], "vf": [6]}}
+    assert_same(model, DAPO.load_exported(tmp_path / "model"))
+
+
+class Sibling(DAPO):
+    """An algorithm that has an argument more, and the policies and arguments of its base."""
+
+    def __init__(self, policy: Any, env: Any, *args: Any, patience: int = 3, **kwargs: Any) -> None:
+        self.patience = patience
+        super().__init__(policy, env, *args, **kwargs)
+
+
+def test_a_sibling_declares_itself(tmp_path: Path) -> None:
+    model = trained(Sibling, "MlpPolicy", "CartPole-v1", patience=7, n_rollouts=2)
+    model.export(tmp_path / "model")
+    description = description_of(tmp_path / "model")
+    assert description["algorithm"] == "Sibling" and description["not_exported"] == []
+    assert description["hyperparameters"]["patience"] == 7 and description["hyperparameters"]["n_rollouts"] == 2
+    loaded = Sibling.load_exported(tmp_path / "model", "CartPole-v1")
+    assert type(loaded) is Sibling and loaded.patience == 7
+    assert_same(model, loaded)
+    assert Sibling.load_exported(tmp_path / "model", patience=5).patience == 5
+    with pytest.raises(ExportError, match="it is a model of 'Sibling', not of DAPO"):
+        DAPO.load_exported(tmp_path / "model")
+    write(tmp_path / "model", changed(description, "hyperparameters.patience", "long"))
+    with pytest.raises(ExportError, match="`hyperparameters.patience` must be int"):
+        Sibling.load_exported(tmp_path / "model")
+
+
 # --- what cannot be described -------------------------------------------------------------------------
 
 
@@ -398,6 +491,86 @@ def test_training_arguments_that_cannot_be_described_are_asked_for(
     loaded = algo.load_exported(tmp_path / "model", "CartPole-v1", **{name: value})
     assert_same(model, loaded)
     loaded.learn(64)
+
+
+@pytest.mark.parametrize(
+    "policy, kwargs, name",
+    [
+        ("MlpPolicy", {"max_grad_norm": 10**30}, "max_grad_norm"),
+        ("MlpPolicy", {"sde_sample_freq": 4.0}, "sde_sample_freq"),
+        ("MlpPolicy", {"policy_kwargs": {"ortho_init": 1}}, "policy_kwargs.ortho_init"),
+        ("MlpPolicy", {"policy_kwargs": {"net_arch": [2] * 257}}, "policy_kwargs.net_arch"),
+        ("own", {"policy_kwargs": {"net_arch": "small"}}, "policy_kwargs.net_arch"),
+    ],
+)
+def test_what_would_not_be_read_is_left_out(policy: Any, kwargs: dict[str, Any], name: str, tmp_path: Path) -> None:
+    """At the end of a run an unusual argument is no reason to refuse the model."""
+
+    class NamedSizes(ActorCriticPolicy):
+        def __init__(self, *args: Any, net_arch: Any = None, **kwargs: Any) -> None:
+            super().__init__(*args, net_arch=[4] if net_arch == "small" else net_arch, **kwargs)
+
+    own = {"policy": NamedSizes} if policy == "own" else {}
+    model = trained(ALL_ALGOS[0], own.get("policy", policy), "CartPole-v1", **deepcopy(kwargs))
+    with pytest.warns(UserWarning, match=f"{name} cannot be described"):
+        model.export(tmp_path / "model")
+    with pytest.raises(ExportError, match=f"'{name}' was left out"):
+        DAPO.load_exported(tmp_path / "model", **own)
+    assert_same(model, DAPO.load_exported(tmp_path / "model", **own, **kwargs))
+
+
+class Remembering(FlattenExtractor):
+    """State that is no tensor."""
+
+    def get_extra_state(self) -> Any:
+        return {"seen": 3}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+class FirstOnly(BaseFeaturesExtractor):
+    """Reads one part of the observations."""
+
+    def __init__(self, observation_space: spaces.Dict) -> None:
+        super().__init__(observation_space, 2)
+
+    def forward(self, observations: Any) -> th.Tensor:
+        return observations[1]
+
+
+UNEVEN = np.linspace(1, 2, 60_000, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    "policy, space, own, match",
+    [
+        ("MlpPolicy", FLOATS, {"features_extractor_class": Remembering}, "_extra_state' must be a tensor"),
+        ("MlpPolicy", spaces.Box(-UNEVEN, UNEVEN), {"net_arch": [2]}, "so many different bounds"),
+        (
+            "MultiInputPolicy",
+            spaces.Dict({1: spaces.Box(-1, 1, (2,))}),
+            {"features_extractor_class": FirstOnly},
+            "keys",
+        ),
+    ],
+    ids=["state", "bounds", "keys"],
+)
+def test_models_that_cannot_be_exported_say_so_at_the_start(
+    policy: str, space: spaces.Space, own: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    model = make_model(ALL_ALGOS[0], policy, RandomEnv(space, TWO), policy_kwargs=own)
+    with pytest.warns(UserWarning, match=f"can be trained and saved, but not exported: .*{match}"):
+        model.learn(64)
+    with pytest.raises(ExportError, match=match):
+        model.export(tmp_path / "model")
+    model.save(tmp_path / "model.zip")
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"learning_rate": falling}, {"policy_kwargs": {"activation_fn": ReLU}}])
+def test_others_say_nothing(kwargs: dict[str, Any], recwarn: pytest.WarningsRecorder) -> None:
+    make_model(ALL_ALGOS[0], "MlpPolicy", "CartPole-v1", **kwargs).learn(64)
+    assert not [warning for warning in recwarn if "export" in str(warning.message)]
 
 
 def test_own_policy(algo: type[DAPO], tmp_path: Path) -> None:
@@ -472,6 +645,9 @@ def test_spaces_that_cannot_be_described(space: spaces.Space) -> None:
         spaces.Discrete(3, start=-1),
         spaces.MultiDiscrete([2, 3], start=[-1, 4], dtype=np.int8),
         spaces.MultiBinary([2, 3]),
+        spaces.Box(0, 1, (2, 3), np.bool_),
+        spaces.Box(np.array([False, True]), np.array([True, True]), dtype=np.bool_),
+        OwnBox(-1, 1, (2,)),
     ],
     ids=str,
 )
@@ -816,6 +992,8 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ("observation_space", {**BOX, "shape": [True]}, r"`observation_space.shape\[0\]` must be int"),
     ("observation_space", {**BOX, "dtype": "object"}, "`observation_space.dtype` must be"),
     ("observation_space", {**BOX, "dtype": "O,O"}, "`observation_space.dtype` must be"),
+    ("observation_space", {**BOX, "dtype": "bool"}, "must have numbers of type bool, got -1"),
+    ("observation_space", {**BOX, "dtype": "bool", "low": False}, "`observation_space.low` must be"),
     ("observation_space", {**BOX, "low": 2}, "not a space"),
     ("observation_space", {**BOX, "low": [0, 0]}, "must have 4 numbers, got 2"),
     ("observation_space", {**BOX, "low": 1e300}, "must have numbers of type float32"),

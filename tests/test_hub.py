@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 import yaml
 from commands import Command, runner
+from gymnasium.envs.classic_control import CartPoleEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 
 from sb3_dapo import DAPO
 from sb3_dapo.export import ExportError
@@ -350,6 +351,128 @@ def test_connections_that_break_once_are_tried_again(hub: HubServer, model: DAPO
     assert_same_actions(model, DAPO.from_pretrained(REPO))
 
 
+# --- nothing is left behind ---------------------------------------------------------------------------
+
+
+def test_models_whose_environments_are_closed(hub: HubServer) -> None:
+    env = make_vec_env("CartPole-v1", n_envs=2, vec_env_cls=SubprocVecEnv)
+    model = small_model(env)
+    env.close()
+    model.push_to_hub(REPO, eval_env="CartPole-v1", n_eval_episodes=1)
+    assert "# DAPO on CartPole-v1\n" in hub.repositories[REPO].files["README.md"].decode()
+    model.push_to_hub("lab/again")
+    assert "# DAPO on CartPole-v1\n" in hub.repositories["lab/again"].files["README.md"].decode()
+    assert_same_actions(model, DAPO.from_pretrained(REPO, env="CartPole-v1"))
+
+    # One that is closed before it says anything
+    env = make_vec_env("CartPole-v1", n_envs=2, vec_env_cls=SubprocVecEnv)
+    unused = DAPO("MlpPolicy", env, n_steps=32, batch_size=32, device="cpu")
+    env.close()
+    unused.push_to_hub(REPO)
+    assert "# DAPO agent\n" in hub.repositories[REPO].files["README.md"].decode()
+
+
+def test_closed_atari_environments(hub: HubServer) -> None:
+    pytest.importorskip("ale_py")
+    from sb3_dapo.atari_vec_env import AtariVecEnv
+
+    env = AtariVecEnv("BreakoutNoFrameskip-v4", 2)
+    model = DAPO("CnnPolicy", env, n_steps=8, batch_size=16, n_epochs=1, device="cpu").learn(16)
+    env.close()
+    model.push_to_hub(REPO)
+    assert "# DAPO on BreakoutNoFrameskip-v4\n" in hub.repositories[REPO].files["README.md"].decode()
+
+
+def make_unpicklable() -> gym.Env:
+    gym.register("Unpicklable-v0", entry_point=lambda **kwargs: CartPoleEnv(**kwargs))
+    return gym.make("Unpicklable-v0")
+
+
+def test_workers_survive_the_question_for_their_environment(hub: HubServer) -> None:
+    """The worker of a `SubprocVecEnv` ends when it is asked for something that cannot be pickled."""
+    env = VecMonitor(SubprocVecEnv([make_unpicklable, make_unpicklable]))
+    model = small_model(env)
+    model.push_to_hub(REPO)
+    assert "# DAPO agent\n" in hub.repositories[REPO].files["README.md"].decode()
+    model.learn(64)
+    env.close()
+
+
+class SilentVecEnv(DummyVecEnv):
+    """As those of simulators, which know nothing of attributes."""
+
+    answers: Any = None
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> Any:
+        if attr_name != "spec":
+            return super().get_attr(attr_name, indices)
+        if isinstance(self.answers, Exception):
+            raise self.answers
+        return self.answers
+
+
+@pytest.mark.parametrize("answers", [None, [], [None], [SimpleNamespace()], NotImplementedError()], ids=str)
+def test_environments_that_know_no_id(hub: HubServer, answers: Any) -> None:
+    env = SilentVecEnv([lambda: gym.make("CartPole-v1")])
+    env.answers = answers
+    small_model(env).push_to_hub(REPO)
+    assert "# DAPO agent\n" in hub.repositories[REPO].files["README.md"].decode()
+
+
+def fail(*args: Any, **kwargs: Any) -> Any:
+    raise OSError("it failed")
+
+
+@pytest.mark.parametrize("failing", ["export", "save", "predict", "statistics", "card"])
+def test_what_fails_fails_before_there_is_a_repository(
+    hub: HubServer, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model(VecNormalize(make_vec_env("CartPole-v1")))
+    if failing == "statistics":
+        monkeypatch.setattr(VecNormalize, "save", fail)
+    elif failing == "card":
+        monkeypatch.setattr(huggingface_hub, "metadata_save", fail)
+    else:
+        monkeypatch.setattr(DAPO, failing, fail)
+    with pytest.raises(OSError, match="it failed"):
+        model.push_to_hub(REPO, eval_env="CartPole-v1", n_eval_episodes=1)
+    assert not hub.repositories and not hub.requests
+
+
+def test_names_of_repositories(hub: HubServer, model: DAPO) -> None:
+    assert model.push_to_hub("agent") == f"{hub.url}/my-name/agent"
+    card = hub.repositories["my-name/agent"].files["README.md"].decode()
+    assert 'DAPO.from_pretrained("my-name/agent", env="CartPole-v1")' in card
+    hub.requests.clear()
+    with pytest.raises(ValueError, match="a/b/c"):
+        model.push_to_hub("a/b/c", eval_env=gym.Env())  # an environment that cannot be played in
+    assert not hub.requests
+
+
+class Sibling(DAPO):
+    """An algorithm that has an argument more."""
+
+    def __init__(self, policy: Any, env: Any, *args: Any, patience: int = 3, **kwargs: Any) -> None:
+        self.patience = patience
+        super().__init__(policy, env, *args, **kwargs)
+
+
+def test_a_sibling_has_a_card_of_its_own(hub: HubServer) -> None:
+    model = Sibling("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, patience=7, device="cpu").learn(32)
+    model.push_to_hub(REPO, eval_env="CartPole-v1", n_eval_episodes=1)
+    repository = hub.repositories[REPO]
+    assert repository.commits[-1].message == "Upload Sibling agent"
+    card = repository.files["README.md"].decode()
+    assert "# Sibling on CartPole-v1\n" in card and "| argument of `Sibling` | value |" in card
+    assert "| `patience` | `7` |" in card and "DAPO" not in card
+    assert front_matter(card)["model-index"][0]["name"] == "Sibling"
+    assert f"from {__name__} import Sibling" in card
+    assert 'Sibling.from_pretrained("lab/agent", env="CartPole-v1")' in card
+    loaded = Sibling.from_pretrained(REPO, env="CartPole-v1")
+    assert type(loaded) is Sibling and loaded.patience == 7
+    assert_same_actions(model, loaded)
+
+
 # --- model card ---------------------------------------------------------------------------------------
 
 
@@ -496,6 +619,24 @@ def test_zoo_round_trip(hub: HubServer, command: Command, capfd: pytest.CaptureF
     assert re.search(r"\d+\.\d\d \+/- \d+\.\d\d", capfd.readouterr().out)
 
 
+def test_zoo_minatar(hub: HubServer, command: Command) -> None:
+    pytest.importorskip("minatar.gym").register_envs()
+    command("train", "--env", "MinAtar/Breakout-v1", "-n", "128", "--eval-freq", "-1", "--verbose", "0", *SMALL)
+    arguments = ("-orga", "lab", "--eval-episodes", "2", "--no-render", "-name", "agent")
+    command("push-to-hub", "--env", "MinAtar/Breakout-v1", *arguments)
+    card = hub.repositories[REPO].files["README.md"].decode()
+    assert "# DAPO on MinAtar/Breakout-v1\n" in card and 'pip install "sb3-dapo[hub,zoo,minatar]"' in card
+    trained = DAPO.load("logs/dapo/MinAtar-Breakout-v1_1/MinAtar-Breakout-v1.zip", device="cpu")
+    loaded = DAPO.from_pretrained(REPO, make_vec_env("MinAtar/Breakout-v1"), device="cpu")
+    assert_same_actions(trained, loaded)
+    scores = json.loads(hub.repositories[REPO].files["results.json"])["episode_rewards"]
+    env = make_vec_env("MinAtar/Breakout-v1", seed=0)
+    assert evaluate_policy(loaded, env, 2, deterministic=True, return_episode_rewards=True)[0] == scores
+    trained.push_to_hub("lab/from-python", eval_env=make_vec_env("MinAtar/Breakout-v1"), n_eval_episodes=1)
+    card = hub.repositories["lab/from-python"].files["README.md"].decode()
+    assert "# DAPO on MinAtar/Breakout-v1\n" in card and "[hub,minatar]" in card
+
+
 def test_zoo_vec_normalize(hub: HubServer, command: Command) -> None:
     train(command, "normalize:True")
     push(command, "--no-render", "-name", "other-name", "-m", "With statistics")
@@ -525,18 +666,38 @@ def test_zoo_vec_normalize(hub: HubServer, command: Command) -> None:
     assert Path("new/dapo/CartPole-v1_1/CartPole-v1.zip").is_file()
 
 
+def test_zoo_checkpoint_of_an_algorithm_of_the_user(hub: HubServer, command: Command) -> None:
+    """With the statistics that the checkpoint has, and a card that names the class."""
+    from sb3_dapo.zoo import register_algorithm
+
+    register_algorithm("sibling", Sibling)
+    named = ("--env", "CartPole-v1", "--algo", "sibling")
+    command("train", *named, "-n", "256", "--save-freq", "64", "--eval-freq", "-1", *SMALL, "normalize:True")
+    command("push-to-hub", *named, "-orga", "lab", "--no-render", "--eval-episodes", "2", "--load-checkpoint", "128")
+    repository = hub.repositories["lab/sibling-CartPole-v1"]
+    assert repository.commits[-1].message == "Upload Sibling agent"
+    assert round(pickle.loads(repository.files["vec_normalize.pkl"]).obs_rms.count) == 128 + 2
+    card = repository.files["README.md"].decode()
+    assert "from test_hub import Sibling" in card and "Sibling.from_pretrained(" in card
+    command("load-from-hub", *named, "-orga", "lab", "--trust-pickle")
+    loaded = Sibling.load("logs/sibling/CartPole-v1_2/CartPole-v1.zip")
+    assert (type(loaded), loaded.num_timesteps, loaded.patience) == (Sibling, 128, 3)
+    assert "Mean reward" in command("enjoy", *named, "--no-render", "-n", "100")
+
+
 def test_failures_of_the_video_are_not_hidden(
     hub: HubServer, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(command)
-    monkeypatch.setattr("sb3_dapo.zoo.hub.shutil.which", lambda name: "/bin/false")
-    with pytest.raises(RuntimeError, match="no replay.mp4 came of the recording.*--no-render"):
-        push(command, "-n", "10")
-    assert set(hub.repositories[ZOO_REPO].files) == {".gitattributes"}
-    monkeypatch.setattr("sb3_dapo.zoo.hub.shutil.which", lambda name: None)
-    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(SystemExit, match="The video needs ffmpeg"):
-        push(command, "-n", "10")
+    with monkeypatch.context() as patch:
+        patch.setattr("moviepy.video.io.ffmpeg_writer.FFMPEG_BINARY", "/bin/false")
+        with pytest.raises(RuntimeError, match="(?s)no replay.mp4 came of the recording.*--no-render"):
+            push(command, "-n", "10")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "moviepy", None)
+        with pytest.raises(RuntimeError, match="no replay.mp4 came of the recording: MoviePy is not installed"):
+            push(command, "-n", "10")
+    assert not hub.repositories  # nothing is left of what failed
     push(command, "--no-render")
     assert "replay.mp4" not in hub.repositories[ZOO_REPO].files
 

@@ -75,10 +75,7 @@ class RolloutRecorder(RolloutBuffer):
         self.nonfinite_observations = False
 
     def keeps_frames(self, key: str) -> bool:
-        """
-        :param key: part of the observations
-        :return: whether its frames are kept once each
-        """
+        """:return: whether the frames of a part of the observations are kept once each"""
         return self.optimize_memory_usage and is_image_space(self.obs_spaces[key])
 
     def reset(self) -> None:
@@ -166,16 +163,7 @@ class RolloutRecorder(RolloutBuffer):
         value: th.Tensor,
         log_prob: th.Tensor,
     ) -> None:
-        """
-        Add one step of all environments. Parameters as in SB3's ``RolloutBuffer``.
-
-        :param obs: observations that the policy acted on
-        :param action: its actions
-        :param reward: rewards, with the bootstrap of truncated episodes
-        :param episode_start: whether the observations begin an episode
-        :param value: V(s)
-        :param log_prob: log mu(a|s)
-        """
+        """Add one step of all environments. Parameters as in SB3's ``RolloutBuffer``."""
         for key, observations in parts(obs):
             self._observations[key].write(self.pos, observations)
         self._actions.write(self.pos, action)

@@ -16,21 +16,6 @@ from sb3_dapo.estimators import future_divergence, importance_ratios, vtrace
 
 Observations = th.Tensor | TensorDict
 
-# Attributes of RolloutRing that are tensors (K, N, T)
-KEPT_TENSORS = (
-    "kept_rewards",
-    "terminated",
-    "truncated",
-    "behavior_log_probs",
-    "latest_log_probs",
-    "latest_values",
-    "old_log_probs",
-    "old_values",
-    "kept_advantages",
-    "kept_returns",
-    "future_divergences",
-)
-
 
 class RolloutRingSamples(NamedTuple):
     """A minibatch of B transitions. Where nothing else is said the shape is ``(B,)`` and the dtype float32."""
@@ -130,9 +115,11 @@ class RolloutRing(RolloutRecorder):
         action_shape, action_dtype = self.action_storage
         self.action_store = RingStore(shape, action_shape, _torch_dtype(action_dtype), self.device)
         self.input_stores: dict[str, RingStore] = {}  # what there is, the first rollout tells
-        for name in KEPT_TENSORS:
-            kind = th.bool if name in ("terminated", "truncated") else th.float32
-            setattr(self, name, th.zeros(shape, dtype=kind, device=self.device))
+        numbers = [th.zeros(shape, device=self.device) for _ in range(9)]
+        self.behavior_log_probs, self.old_log_probs, self.latest_log_probs, self.old_values, *numbers = numbers
+        self.latest_values, self.kept_rewards, self.kept_advantages, self.kept_returns, *numbers = numbers
+        (self.future_divergences,) = numbers
+        self.terminated, self.truncated = (th.zeros(shape, dtype=th.bool, device=self.device) for _ in range(2))
         self.last_values = th.zeros(shape[:2], device=self.device)
         # Per rollout: the observations after its last step, (N, *obs_shape), followed by those that truncated episodes
         # ended with; the other inputs there; and where these episodes were truncated, as n * T + t
@@ -144,18 +131,6 @@ class RolloutRing(RolloutRecorder):
         self.n_arrived = 0
         self.first_version: float = np.inf  # of the oldest policy that acted in what the next update is first to see
         self.reset()
-
-    kept_rewards: th.Tensor
-    terminated: th.Tensor
-    truncated: th.Tensor
-    behavior_log_probs: th.Tensor
-    latest_log_probs: th.Tensor
-    latest_values: th.Tensor
-    old_log_probs: th.Tensor
-    old_values: th.Tensor
-    kept_advantages: th.Tensor
-    kept_returns: th.Tensor
-    future_divergences: th.Tensor
 
     def reset(self) -> None:
         """Begin a new rollout. If ``buffer_size`` has been changed, the rollouts kept so far are forgotten."""
@@ -312,12 +287,8 @@ class RolloutRing(RolloutRecorder):
         :param divergence: gives f
         :param bootstrap_values: values of :meth:`bootstrap_batches`; ``None`` leaves the advantages and returns
             as they are, fixed at collection by GAE
-        :param advantage_lam: see :func:`~sb3_dapo.estimators.vtrace`
-        :param rho_bar: see :func:`~sb3_dapo.estimators.vtrace`
-        :param c_bar: see :func:`~sb3_dapo.estimators.vtrace`
-        :param divergence_lambda: ``lam`` of :func:`~sb3_dapo.estimators.multi_step_divergence`
-        :param divergence_c_bar: ``c_bar`` of :func:`~sb3_dapo.estimators.multi_step_divergence`
-        :param divergence_steps: ``n_steps`` of :func:`~sb3_dapo.estimators.multi_step_divergence`
+        :param advantage_lam: like the two that follow, for :func:`~sb3_dapo.estimators.vtrace`
+        :param divergence_lambda: ``lam`` of :func:`~sb3_dapo.estimators.multi_step_divergence`; the others likewise
         """
         log_probs, behavior_log_probs = self._time_major(self.latest_log_probs, self.behavior_log_probs)
         terminated, truncated = self._time_major(self.terminated, self.truncated)
@@ -384,19 +355,9 @@ class RolloutRing(RolloutRecorder):
         n_sequences = n_transitions // length
         # NumPy's generator, like SB3: the order is the same as PPO's for the same seed
         order = np.random.permutation(n_sequences) if shuffle else np.arange(n_sequences)
-        scalars = th.stack(
-            [
-                x.view(-1)[:n_transitions]
-                for x in (
-                    self.behavior_log_probs,
-                    self.old_log_probs,
-                    self.old_values,
-                    self.kept_advantages,
-                    self.kept_returns,
-                    self.future_divergences,
-                )
-            ]
-        )
+        known = (self.behavior_log_probs, self.old_log_probs, self.old_values)
+        targets = (self.kept_advantages, self.kept_returns, self.future_divergences)
+        scalars = th.stack([x.view(-1)[:n_transitions] for x in (*known, *targets)])
         for sequences in th.from_numpy(order).to(self.device).split(max(int(batch_size or n_transitions) // length, 1)):
             indices = sequences
             if length > 1:
@@ -451,7 +412,7 @@ class RolloutRing(RolloutRecorder):
             "acting_version": self.acting_version,
             "stores": {name: store.state(slots) for name, store in self._stores().items()},
             "inputs": {name: store.state(slots) for name, store in self.input_stores.items()},
-            "scalars": {name: getattr(self, name)[slots].cpu() for name in KEPT_TENSORS},
+            "scalars": {name: kept[slots].cpu() for name, kept in self._kept_tensors().items()},
             "last_values": self.last_values[slots].cpu(),
             "bootstrap_observations": [_to("cpu", self.bootstrap_observations[slot]) for slot in slots],
             "bootstrap_inputs": [_to("cpu", self.bootstrap_inputs[slot]) for slot in slots],
@@ -473,8 +434,8 @@ class RolloutRing(RolloutRecorder):
         for name, stored in state["inputs"].items():
             _, _, n_steps, *shape = stored["kept"].shape
             self._input_store(name, n_steps, tuple(shape), stored["kept"].dtype).load_state(slots, stored)
-        for name in KEPT_TENSORS:
-            getattr(self, name)[slots] = state["scalars"][name].to(self.device)
+        for name, kept in self._kept_tensors().items():
+            kept[slots] = state["scalars"][name].to(self.device)
         for name in ("versions", "sources", "arrivals"):
             getattr(self, name)[slots] = state[name]
         self.last_values[slots] = state["last_values"].to(self.device)
@@ -484,6 +445,10 @@ class RolloutRing(RolloutRecorder):
             self.truncation_positions[slot] = state["truncation_positions"][slot].to(self.device)
         self.n_kept, self.full, self.acting_version = len(slots), state["full"], state["acting_version"]
         self.n_arrived = int(self.arrivals[slots].max(initial=-1)) + 1
+
+    def _kept_tensors(self) -> dict[str, th.Tensor]:
+        """The attributes that are tensors ``(K, N, T)``."""
+        return {name: x for name, x in vars(self).items() if isinstance(x, th.Tensor) and x.shape == self.ring_shape}
 
     def _shape(self) -> dict[str, Any]:
         """What two rings must have in common to hold the same rollouts."""

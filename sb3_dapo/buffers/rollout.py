@@ -93,26 +93,17 @@ class Rollout:
 
 
 def observation_spaces(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
-    """
-    :param space: observation space
-    :return: its parts by key
-    """
+    """:return: the parts of an observation space by key"""
     return dict(space.spaces) if isinstance(space, spaces.Dict) else {PLAIN: space}
 
 
 def parts(observations: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """
-    :param observations: array, or dict of arrays
-    :return: keys and arrays
-    """
+    """:return: keys and arrays of observations, which are an array or a dict"""
     items = observations.items() if isinstance(observations, dict) else [(PLAIN, observations)]
     return ((key, np.asarray(array)) for key, array in items)
 
 
 def storage(space: spaces.Space[Any]) -> tuple[tuple[int, ...], np.dtype]:
-    """
-    :param space: part of an observation space
-    :return: shape and dtype that its elements are kept in
-    """
+    """:return: shape and dtype that the elements of a part of an observation space are kept in"""
     # Policies compute in float32: to keep more would only take memory
     return get_obs_shape(space), np.dtype(np.float32 if space.dtype == np.float64 else space.dtype)  # type: ignore[return-value]

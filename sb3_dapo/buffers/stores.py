@@ -31,14 +31,7 @@ Column = np.ndarray | FrameStacks
 
 
 class ArrayRecord:
-    """
-    One kind of array of a rollout that is being collected.
-
-    :param n_steps: T
-    :param n_envs: N
-    :param shape: of an element
-    :param dtype: of an element
-    """
+    """One kind of array ``(T, N, *shape)`` of a rollout that is being collected."""
 
     def __init__(self, n_steps: int, n_envs: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
         # As the ring keeps it, environment by environment, so that it is copied there as one piece
@@ -63,8 +56,6 @@ class FrameStackRecord:
     """
     The same for stacks of frames, ``shape`` being ``(C, H, W)``: a frame that the stack before has too is not written
     again. Any stacks can be recorded, at worst without saving anything.
-
-    Parameters as in :class:`ArrayRecord`.
     """
 
     def __init__(self, n_steps: int, n_envs: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -73,10 +64,6 @@ class FrameStackRecord:
         self._n_frames = 1
 
     def write(self, step: int, elements: np.ndarray) -> None:
-        """
-        :param step: t
-        :param elements: of all environments, N times the shape
-        """
         for n, stack in enumerate(elements):
             self._positions[step, n] = self._find(stack, self._positions[step - 1, n] if step > 0 else None)
 
@@ -100,7 +87,6 @@ class FrameStackRecord:
 
     @property
     def column(self) -> FrameStacks:
-        """What has been written."""
         return FrameStacks(self._frames[: self._n_frames], self._positions)
 
 
@@ -155,8 +141,6 @@ class FrameStackStore(RingStore):
     """
     The same for stacks of frames, each frame kept once: a rollout has a pool of frames, and each stack C positions in
     it, from which :meth:`gather` rebuilds it. The pools grow as needed.
-
-    Parameters as in :class:`RingStore`.
     """
 
     def __init__(
@@ -203,18 +187,10 @@ class FrameStackStore(RingStore):
 
 
 def n_frames(n_steps: int, n_envs: int, shape: tuple[int, ...]) -> int:
-    """
-    :param n_steps: T
-    :param n_envs: N
-    :param shape: of the stacks, ``(C, H, W)``
-    :return: how many frames a rollout has if each is kept once and no episode ends
-    """
+    """:return: how many frames of stacks ``(C, H, W)`` a rollout has if no episode ends, with the black one"""
     return 1 + n_envs * (n_steps + shape[0])
 
 
 def as_tensor(array: np.ndarray) -> th.Tensor:
-    """
-    :param array: any array; one that cannot be written to, as other processes share it, is copied
-    :return: the same as a tensor
-    """
+    """:return: an array as a tensor; one that cannot be written to, as other processes share it, is copied"""
     return th.from_numpy(np.require(array, requirements="W"))

@@ -3,6 +3,7 @@
 from sb3_dapo.checkpoint.callback import CheckpointCallback, latest_checkpoint, learn_until
 from sb3_dapo.checkpoint.checkpoints import Checkpoints, load_checkpoint
 from sb3_dapo.checkpoint.states import get_random_states, set_random_states
+from sb3_dapo.checkpoint.statistics import vec_normalize_of
 
 save_checkpoint = Checkpoints.save_checkpoint
 
@@ -15,4 +16,5 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
     "set_random_states",
+    "vec_normalize_of",
 ]

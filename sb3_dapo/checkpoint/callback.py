@@ -12,9 +12,9 @@ from sb3_dapo.checkpoint.checkpoints import (
     Checkpoints,
     ModelT,
     get_training_env_state,
-    inexact,
     read_checkpoint,
     temporary_of,
+    warnings_of,
 )
 
 
@@ -96,11 +96,10 @@ class CheckpointCallback(BaseCallback):
                 f"`save_path` must be a folder without checkpoints for a new run, but there is {existing}: load it "
                 "with `load_checkpoint` to go on, or name another folder"
             )
-        reason = get_training_env_state(self.training_env).reason
+        state = get_training_env_state(self.training_env, bool(self.reset_envs))
         if self.reset_envs is None:
-            self.reset_envs = bool(reason)
-        if not self.reset_envs:
-            self._warn_once(reason)  # now rather than after hours of training
+            self.reset_envs = bool(state.reason)
+        self._warn_once(warnings_of(state, self.reset_envs))  # now rather than after hours of training
 
     def _on_rollout_start(self) -> None:
         if self.model._rollout_start is not None:
@@ -123,8 +122,8 @@ class CheckpointCallback(BaseCallback):
 
     def _save(self) -> None:
         path = self._path(self.model.num_timesteps)
-        reason = self.model._save_checkpoint(path, bool(self.reset_envs), self.run_callback)
-        self._warn_once(reason)
+        texts = self.model._save_checkpoint(path, bool(self.reset_envs), self.run_callback)
+        self._warn_once(texts)
         self.last_saved = self.model.num_timesteps
         if self.verbose >= 2:
             print(f"Saved checkpoint {path}")
@@ -134,9 +133,9 @@ class CheckpointCallback(BaseCallback):
             for old in existing[: existing.index(path) + 1][: -self.keep_last]:
                 old.unlink()
 
-    def _warn_once(self, reason: str) -> None:
-        if reason and not self.has_warned:
-            warnings.warn(inexact(reason), stacklevel=2)
+    def _warn_once(self, texts: list[str]) -> None:
+        for text in texts if not self.has_warned else []:
+            warnings.warn(text, stacklevel=3)
             self.has_warned = True
 
     def _path(self, num_timesteps: int | str) -> Path:

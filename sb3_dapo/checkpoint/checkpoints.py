@@ -20,7 +20,14 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dapo.buffers import RolloutRing
-from sb3_dapo.checkpoint.env_state import EnvState, NotRestorableError, get_env_state, set_env_state
+from sb3_dapo.checkpoint.env_state import (
+    OTHERWISE,
+    EnvState,
+    NotRestorableError,
+    get_env_state,
+    note_made,
+    set_env_state,
+)
 from sb3_dapo.checkpoint.states import (
     derive_seed,
     equal_observations,
@@ -28,6 +35,7 @@ from sb3_dapo.checkpoint.states import (
     get_log,
     get_random_states,
     map_observations,
+    note_callbacks,
     seed_envs,
     set_callback_states,
     set_log,
@@ -86,6 +94,16 @@ class Checkpoints(OnPolicyAlgorithm):
     def _set_form(self) -> None:
         """Put the policy into the form that updates compute in, where there are several."""
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.env is not None:
+            note_made(self.env)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        super().set_env(env, force_reset)
+        if self.env is not None:
+            note_made(self.env)
+
     def save_checkpoint(self, path: str | Path, reset_envs: bool = False) -> None:
         """
         Write all that training needs to go on exactly. A crash at any moment leaves either the complete new file or
@@ -99,16 +117,15 @@ class Checkpoints(OnPolicyAlgorithm):
             model's seed and the number of steps: then a resume is exact also where the environments cannot be saved
         :raises ValueError: at any other moment, or if a ``VecEnv`` wrapper cannot be saved
         """
-        reason = self._save_checkpoint(path, reset_envs)
-        if reason:
-            warnings.warn(inexact(reason), stacklevel=2)
+        for text in self._save_checkpoint(path, reset_envs):
+            warnings.warn(text, stacklevel=2)
 
-    def _save_checkpoint(self, path: str | Path, reset_envs: bool, callback: BaseCallback | None = None) -> str:
+    def _save_checkpoint(self, path: str | Path, reset_envs: bool, callback: BaseCallback | None = None) -> list[str]:
         """
         Parameters as above.
 
         :param callback: the callback of the run, if the states of SB3's callbacks are to be kept
-        :return: why a resume will not be exact; empty if it will
+        :return: what to warn of
         """
         self._check_moment()
         env = self.get_env()
@@ -119,7 +136,7 @@ class Checkpoints(OnPolicyAlgorithm):
             random_states = start.random_states
         else:
             random_states = get_random_states(self.device) if resumption is None else resumption.random_states
-        env_state = get_training_env_state(env)
+        env_state = get_training_env_state(env, reset_envs)
         reset_seed = None
         if reset_envs:
             reset_seed = derive_seed(self.seed, self.num_timesteps)
@@ -133,6 +150,7 @@ class Checkpoints(OnPolicyAlgorithm):
             "format": FORMAT,
             "num_timesteps": self.num_timesteps,
             "has_trained": self._policy_version > 0,
+            "frozen": [name for name, value in self.policy.named_parameters() if not value.requires_grad],
             "random_states": random_states,
             "reset_seed": reset_seed,
             "strides": map_observations(lambda array: array.strides, self._last_obs),
@@ -148,20 +166,21 @@ class Checkpoints(OnPolicyAlgorithm):
                 archive.writestr(ENVIRONMENTS_ENTRY, pickle.dumps((env_state, callbacks)))
 
         _write_atomically(_with_suffix(path), write)
-        return "" if reset_envs else env_state.reason
+        return warnings_of(env_state, reset_envs)
 
     def _check_moment(self) -> None:
         start, ring = self._rollout_start, self.rollout_buffer
         if start is not None and start.num_timesteps != self.num_timesteps:
-            moment = "while a rollout is being collected"
-        elif start is None and ring.full and ring.acting_version >= self._policy_version:
-            moment = "with a rollout that has not been trained on"
-        else:
-            return
-        raise ValueError(
-            f"a checkpoint written {moment} could not be resumed exactly: call `save_checkpoint` outside of `learn`, "
-            "or in a callback's `_on_rollout_start`, as CheckpointCallback does"
-        )
+            raise ValueError(
+                "a checkpoint written while a rollout is being collected could not be resumed exactly: call it outside "
+                "of `learn`, or in a callback's `_on_rollout_start`, as CheckpointCallback does"
+            )
+        if start is None and ring.full and ring.acting_version >= self._policy_version:
+            raise ValueError(
+                "a checkpoint written with a rollout that has not been trained on, or not to the end, could not be "
+                "resumed exactly, as when the update was interrupted: keep the model by `save` or `export`, or go on "
+                "from the checkpoint before"
+            )
 
     @classmethod
     def load_checkpoint(
@@ -197,6 +216,9 @@ class Checkpoints(OnPolicyAlgorithm):
         if training["has_trained"]:
             # As the last update did: the next rollout must be collected in the same form
             self._set_form()
+        if "frozen" in training:  # not in files of version 0.1.0
+            for name, parameter in self.policy.named_parameters():
+                parameter.requires_grad_(name not in training["frozen"])
         assert self.env is not None
         # Pickling loses the order of axes in memory, by which PyTorch chooses between convolutions that round
         # differently
@@ -212,7 +234,8 @@ class Checkpoints(OnPolicyAlgorithm):
                     stacklevel=3,
                 )
         elif reason:
-            warnings.warn(inexact(reason), stacklevel=3)
+            if reason != OTHERWISE:
+                warnings.warn(inexact(reason), stacklevel=3)
             # SB3 resets environments when there is no last observation; not again with the seeds of the run's beginning
             self._last_obs = None
             self.env.seed(derive_seed(self.seed, self.num_timesteps))
@@ -232,6 +255,7 @@ class Checkpoints(OnPolicyAlgorithm):
             set_random_states(resumption.random_states, self.device)
             set_log(self.logger, resumption.log)
             set_callback_states(callback, resumption.callbacks)
+        note_callbacks(callback)
         # Before SB3 draws the noise of gSDE
         self._rollout_start = RolloutStart(self.num_timesteps, get_random_states(self.device), callback)
         try:
@@ -260,16 +284,30 @@ def load_checkpoint(cls: type[ModelT], path: str | Path, env: GymEnv, *args: Any
     return cls.load_checkpoint(path, env, *args, **kwargs)
 
 
-def get_training_env_state(env: VecEnv) -> EnvState:
+def get_training_env_state(env: VecEnv, reset_envs: bool) -> EnvState:
     """
     :param env: environments that a model is trained in
+    :param reset_envs: whether they begin new episodes at the checkpoint
     :return: their state
     :raises ValueError: if a wrapper of the ``VecEnv`` cannot be saved
     """
     try:
-        return get_env_state(env)
+        return get_env_state(env, without_constants=reset_envs)
     except NotRestorableError as error:
         raise ValueError(f"a VecEnv wrapper cannot be saved in a checkpoint: {error}") from error
+
+
+def warnings_of(env_state: EnvState, reset_envs: bool) -> list[str]:
+    """
+    :param env_state: of a checkpoint
+    :param reset_envs: whether new episodes begin at the checkpoint
+    :return: what its user should know
+    """
+    texts = [inexact(env_state.reason)] if env_state.reason and not reset_envs else []
+    if env_state.large:
+        advice = "" if reset_envs else ". With `reset_envs=True` what never changes is left out"
+        texts.append(f"The environments take much space in every checkpoint: {env_state.large}{advice}")
+    return texts
 
 
 def inexact(reason: str) -> str:
@@ -303,15 +341,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], EnvState, dict[str, dic
             training = th.load(io.BytesIO(archive.read(TRAINING_ENTRY)), map_location="cpu", weights_only=True)
             if training["format"] != FORMAT:
                 raise ValueError(f"its format is {training['format']!r}, this version reads {FORMAT}")
-            env_state, callbacks = _Unpickler(io.BytesIO(archive.read(ENVIRONMENTS_ENTRY))).load()
+            env_state, callbacks = EntryUnpickler(io.BytesIO(archive.read(ENVIRONMENTS_ENTRY))).load()
         except Exception as error:  # whatever a parser may make of a damaged file
             raise ValueError(f"{path} cannot be resumed from: {error}") from error
     return training, env_state, callbacks
 
 
-class _Unpickler(pickle.Unpickler):
+class EntryUnpickler(pickle.Unpickler):
+    """Reads the entry of the environments, also that of version 0.1."""
+
     def find_class(self, module: str, name: str) -> Any:
-        # Where version 0.1.0 had it
         return EnvState if (module, name) == ("sb3_dapo.env_state", "EnvState") else super().find_class(module, name)
 
 

@@ -1,32 +1,64 @@
 """Environments saved in mid-episode, where that is possible without a loss."""
 
+import hashlib
 import io
 import multiprocessing.process
 import pickle
-from collections.abc import Iterator
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.utils import EzPickle
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecMonitor,
+)
 
 # A VecEnv, a wrapper of one, a gymnasium.Env or a wrapper of one. The attributes of each are saved by themselves, as
 # pickling the objects would not do: VecNormalize leaves out its running returns, and an EzPickle environment keeps only
 # the arguments of its constructor.
 Layer = VecEnv | gym.Env[Any, Any]
 
+MADE = "_made_with"  # attribute of a VecEnv that keeps what it was made with
+LARGE = 2**20  # bytes of an attribute that is worth a word
+OTHERWISE = "they are made otherwise"  # a reason that set_env_state has warned of
+
+
+class Setting(NamedTuple):
+    """Name of something that an environment was made with."""
+
+    place: int
+    """Of the layer, from the outside."""
+    owner: str
+    """Class of the layer."""
+    name: str
+    is_argument: bool
+    """Whether it was given to the constructor; other attributes may follow from what was."""
+
+
+Made = dict[Setting, str]
+"""What a chain of layers was made with, as texts."""
+
 # Attributes that lead to another layer, belong to the process, or are written anew at every step
 NOT_STATE: tuple[tuple[type, frozenset[str]], ...] = (
-    (VecEnv, frozenset({"reset_infos", "metadata", "render_mode"})),
+    (VecEnv, frozenset({"reset_infos", "metadata", "render_mode", MADE})),
     (VecEnvWrapper, frozenset({"venv", "class_attributes"})),
     (VecMonitor, frozenset({"results_writer"})),
     (DummyVecEnv, frozenset({"envs", "buf_obs", "buf_rews", "buf_dones", "buf_infos", "actions"})),
     (gym.Env, frozenset({"spec", "_cached_spec", "metadata", "_metadata", "render_mode"})),
     (gym.Wrapper, frozenset({"env"})),
     (Monitor, frozenset({"results_writer"})),
+    (EzPickle, frozenset({"_ezpickle_args", "_ezpickle_kwargs"})),
 )
 # Values that say how to compute rather than what is the case: those of the new environment are kept
 FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
@@ -43,37 +75,61 @@ class EnvState(NamedTuple):
     envs_state: bytes
     reason: str
     """Why the environments cannot be saved; empty if they are."""
+    made: list[Made] = []  # noqa: RUF012
+    """What the wrappers, and then each environment, were made with. Empty in files of version 0.1.0."""
+    large: str = ""
+    """Attributes that take much space; empty if there are none."""
 
 
 class NotRestorableError(Exception):
     """An environment has state that cannot be saved and restored."""
 
 
-def get_env_state(venv: VecEnv) -> EnvState:
+def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
     """
     :param venv: a vectorized environment
+    :param without_constants: leave out large attributes of the environments that are as they were made
     :return: the state of its wrappers and, where it can be saved without a loss, of its environments
     :raises NotRestorableError: if a wrapper of the ``VecEnv`` cannot be saved
     """
     *wrappers, base = _vec_layers(venv)
     wrappers_state = _dump(venv, [_get_state(wrapper) for wrapper in wrappers])
+    made: list[Made] = vars(venv).get(MADE, [])
+    unchanged = _find_unchanged(made, _describe_all(venv) if made else [])
     envs: list[list[str]] = []
-    envs_state, reason = b"", ""
+    envs_state, reason, large = b"", "", ""
     try:
         if not isinstance(base, DummyVecEnv):
             raise NotRestorableError(f"{type(base).__name__} does not hold them in this process")
         chains = [list(_env_layers(env)) for env in base.envs]
-        state = _get_state(base), [[_get_state(layer) for layer in chain] for chain in chains]
-        envs_state = _dump(venv, state)
+        states = [[_get_state(layer) for layer in chain] for chain in chains]
+        for setting in unchanged if without_constants else ():
+            if made[1].get(setting, "").startswith("<"):
+                for chain_state in states:
+                    chain_state[setting.place].pop(setting.name)
+        envs_state = _dump(venv, (_get_state(base), states))
         envs = [_class_names(chain) for chain in chains]
+        if len(envs_state) >= LARGE:
+            large = _describe_large(venv, chains, states)
     except NotRestorableError as error:
         reason = str(error)
-    return EnvState(_class_names(wrappers), wrappers_state, envs, envs_state, reason)
+    constants = [{k: text for k, text in chain.items() if k.is_argument or k in unchanged} for chain in made]
+    return EnvState(_class_names(wrappers), wrappers_state, envs, envs_state, reason, constants, large)
+
+
+def _describe_large(venv: VecEnv, chains: list[list[Any]], states: list[list[dict[str, Any]]]) -> str:
+    sizes: Counter[str] = Counter()
+    for chain, chain_state in zip(chains, states, strict=True):
+        for layer, state in zip(chain, chain_state, strict=True):
+            for name, value in state.items():
+                sizes[f"`{name}` of {type(layer).__name__}"] += len(_try_dump(venv, value))
+    return ", ".join(f"{name} ({size / 2**20:.1f} MB)" for name, size in sizes.items() if size >= LARGE)
 
 
 def set_env_state(venv: VecEnv, state: EnvState) -> str:
     """
-    Bring a vectorized environment into a state.
+    Bring a vectorized environment into a state. What it was made with stays as it is, and a warning says what differs
+    from the one that was saved. Environments that were given other arguments are left as they are.
 
     :param venv: the vectorized environment, made like the one whose state it is
     :param state: its state
@@ -90,16 +146,153 @@ def set_env_state(venv: VecEnv, state: EnvState) -> str:
     is_restorable = not state.reason and isinstance(base, DummyVecEnv)
     if is_restorable:
         _check_same_envs([_class_names(chain) for chain in chains], state.envs)
-    for wrapper, saved in zip(wrappers, _load(venv, state.wrappers_state), strict=True):
-        _set_state(wrapper, saved)
+    note_made(venv)
+    made = vars(venv)[MADE]
+    of_wrappers, of_envs = _find_differences(state.made[:1], made[:1]), _find_differences(state.made[1:], made[1:])
+    for setting, text in of_wrappers.items():
+        if (setting.owner, setting.name) == ("VecNormalize", "norm_obs_keys"):
+            raise ValueError(
+                f"`env` must normalize the same parts of observations as that of the checkpoint, got {text}"
+            )
+    is_otherwise = any(setting.is_argument for setting in of_envs)
+    if of_wrappers or of_envs:
+        _warn_of_differences([*of_wrappers.values(), *of_envs.values()], is_otherwise)
+    _set_states(wrappers, _load(venv, state.wrappers_state), of_wrappers)
     if not is_restorable:
         return state.reason or f"they are in a {type(base).__name__} now"
+    if is_otherwise:
+        return OTHERWISE
     base_state, envs_state = _load(venv, state.envs_state)
-    _set_state(base, base_state)
-    for chain, saved_chain in zip(chains, envs_state, strict=True):
-        for layer, saved in zip(chain, saved_chain, strict=True):
-            _set_state(layer, saved)
+    _set_states([base], [base_state], {})
+    for chain, saved in zip(chains, envs_state, strict=True):
+        _set_states(chain, saved, of_envs)
     return ""
+
+
+# --- what environments are made with --------------------------------------------------------------
+
+
+def note_made(venv: VecEnv) -> None:
+    """
+    Remember what an environment was made with, at the first look at it. What changes from then on is its state.
+
+    :param venv: a vectorized environment, best a new one
+    """
+    if MADE not in vars(venv):
+        vars(venv)[MADE] = _describe_all(venv)
+
+
+def _find_unchanged(made: list[Made], now: list[Made]) -> set[Setting]:
+    return {
+        setting
+        for setting in (set[Setting]().union(*made) if now else ())
+        if all(a.get(setting) == b.get(setting) for a, b in zip(made, now, strict=True))
+    }
+
+
+def _describe_all(venv: VecEnv) -> list[Made]:
+    """Of the wrappers, and then of each environment; nothing if environments in other processes are busy."""
+    *wrappers, base = _vec_layers(venv)
+    if isinstance(base, DummyVecEnv):
+        chains = [_describe(_env_layers(env), with_large=True) for env in base.envs]
+    elif not isinstance(base, SubprocVecEnv):
+        chains = [_describe([base])]
+    elif not base.waiting and not base.closed and all(base.env_is_wrapped(_Question())):  # type: ignore[arg-type]
+        chains = base.get_attr(MADE)
+    else:
+        return []
+    return [_describe(wrappers), *chains]
+
+
+class _Question:
+    """
+    Asks environments in other processes what they were made with. A worker that is asked for an attribute dies if this
+    cannot be sent; but ``env_is_wrapped`` calls ``isinstance`` there, which calls this.
+    """
+
+    def __instancecheck__(self, env: Any) -> bool:
+        try:
+            vars(env)[MADE] = _describe(_env_layers(env))
+        except Exception:  # would end the process
+            return False
+        return True
+
+
+def _describe(layers: Iterable[Layer], with_large: bool = False) -> Made:
+    made = {}
+    for place, layer in enumerate(layers):
+        codes = [getattr(cls.__init__, "__code__", None) for cls in type(layer).__mro__]  # type: ignore[misc]
+        names = {name for c in codes if c for name in c.co_varnames[: c.co_argcount + c.co_kwonlyargcount]}
+        values = _attributes(layer)
+        given = dict(values.pop("_saved_kwargs", {}))  # as wrappers of Gymnasium keep their arguments
+        if not isinstance(layer, gym.Wrapper | VecEnv):
+            spec_kwargs = getattr(getattr(layer, "spec", None), "kwargs", {})
+            given = {name: value for name, value in spec_kwargs.items() if name != "render_mode"}
+        given = {name: value for name, value in given.items() if not {name, f"_{name}"} & values.keys()}
+        for name, value in (given | values).items():
+            text = _as_text(value)
+            if text is None and with_large:
+                text = _digest(value)
+            if text is not None:
+                # Where a file lies changes from machine to machine, and makes no other environment
+                is_argument = (name in given or name.lstrip("_") in names) and not ("'" in text and "/" in text)
+                made[Setting(place, type(layer).__name__, name, is_argument)] = text
+    return made
+
+
+def _as_text(value: Any) -> str | None:
+    """Numbers, texts, paths and small collections of these as a text to compare; None for all else."""
+    if isinstance(value, np.generic | np.ndarray) and value.size <= 20 and value.dtype.kind in "biuf":
+        value = value.tolist()
+    if value is None or type(value) in (bool, int, str) or isinstance(value, PurePath):
+        return repr(value)
+    if type(value) is float:
+        return None if 1e9 < value < 1e10 else repr(value)  # a reading of the clock
+    if type(value) in (tuple, list, dict) and len(value) <= 20:
+        texts = [_as_text(element) for element in (value.items() if isinstance(value, dict) else value)]
+        return None if None in texts else f"[{', '.join(cast(list[str], texts))}]"
+    return None
+
+
+def _digest(value: Any) -> str | None:
+    """Large objects, other than environments, as a text to compare."""
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        content = b"" if isinstance(value, gym.Env | VecEnv) else pickle.dumps(value, 5, buffer_callback=buffers.append)
+        parts = [memoryview(content), *(buffer.raw() for buffer in buffers)]
+    except Exception:  # anything may be raised by objects that were not made to be pickled
+        return None
+    size, sha = sum(part.nbytes for part in parts), hashlib.sha256()
+    for part in parts if size >= LARGE else ():
+        sha.update(part)
+    return f"<{size / 2**20:.1f} MB, SHA-256 {sha.hexdigest()[:12]}>" if size >= LARGE else None
+
+
+def _find_differences(old: list[Made], new: list[Made]) -> dict[Setting, str]:
+    """What environments were made with otherwise, each with a text that says how."""
+    differing = {}
+    for setting in sorted(set[Setting]().union(*old, *new) if old else ()):
+        pairs = [(a.get(setting), b.get(setting)) for a, b in zip(old, new, strict=False)]
+        before, now = next((pair for pair in pairs if pair[0] != pair[1]), (None, None))
+        # Numbers that differ from one environment to the next were drawn by chance, and are state
+        is_by_chance = len(set(pairs)) > 1 and "'" not in f"{before}{now}"
+        if before != now and (setting.is_argument or not (is_by_chance or before is None or now is None)):
+            differing[setting] = (
+                f"{setting.owner} `{setting.name}` {now or 'not given'} instead of {before or 'not given'}"
+            )
+    return differing
+
+
+def _warn_of_differences(texts: list[str], is_otherwise: bool) -> None:
+    warnings.warn(
+        f"The environment is made otherwise than that of the checkpoint: {', '.join(texts)}. The new values are used"
+        + (" and new episodes begin" if is_otherwise else "")
+        + ", so the run may differ from one that was not interrupted",
+        stacklevel=5,
+    )
+
+
+# --- layers ---------------------------------------------------------------------------------------
 
 
 def _check_same_envs(envs: list[list[str]], expected: list[list[str]]) -> None:
@@ -132,24 +325,30 @@ def _class_names(layers: list[Any]) -> list[str]:
     return [type(layer).__name__.removeprefix("Patched") for layer in layers]
 
 
-def _get_state(layer: Layer) -> dict[str, Any]:
+def _attributes(layer: Layer) -> dict[str, Any]:
     excluded = frozenset[str]().union(*(names for cls, names in NOT_STATE if isinstance(layer, cls)))
-    state = {
+    return {
         name: value
         for name, value in vars(layer).items()
         if name not in excluded and not isinstance(value, FUNCTIONS) and _package(value) != "pygame"
     }
+
+
+def _get_state(layer: Layer) -> dict[str, Any]:
+    state = _attributes(layer)
     if _is_atari(layer):
         # The emulator cannot be pickled, but clones its state, random generator included
         state["ale"] = cast(Any, layer).clone_state(include_rng=True)
     return state
 
 
-def _set_state(layer: Layer, state: dict[str, Any]) -> None:
-    state = dict(state)
-    if _is_atari(layer):
-        cast(Any, layer).restore_state(state.pop("ale"))
-    vars(layer).update(state)
+def _set_states(layers: Sequence[Layer], states: list[dict[str, Any]], kept: Iterable[Setting]) -> None:
+    for place, (layer, saved) in enumerate(zip(layers, states, strict=True)):
+        names = {setting.name for setting in kept if setting.place == place}
+        state = {name: value for name, value in saved.items() if name not in names}
+        if _is_atari(layer):
+            cast(Any, layer).restore_state(state.pop("ale"))
+        vars(layer).update(state)
 
 
 def _package(value: Any) -> str:

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dapo.checkpoint.env_state import NotRestorableError, get_env_state, set_env_state
+from sb3_dapo.checkpoint.env_state import NotRestorableError, get_env_state, note_made, set_env_state
 
 # What SB3's callbacks count and remember, so that they trigger at the same steps after a resume
 CALLBACK_STATE = (
@@ -113,6 +113,14 @@ def get_callback_states(callback: BaseCallback, reset_seed: int | None) -> dict[
                 seed_envs(eval_env, reset_seed)
         states[name] = state
     return states
+
+
+def note_callbacks(callback: BaseCallback) -> None:
+    """:param callback: the callback of a run, of whose environments it is noted what they were made with"""
+    for child in _walk_callbacks(callback):
+        eval_env = getattr(child, "eval_env", None)
+        if isinstance(eval_env, VecEnv):
+            note_made(eval_env)
 
 
 def set_callback_states(callback: BaseCallback, states: dict[str, dict[str, Any]]) -> None:

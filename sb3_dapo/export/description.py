@@ -172,18 +172,22 @@ def decode_fields(value: Any, annotations: dict[str, Any], where: str) -> dict[s
 
 def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
     """:return: the description of a space. One of a subclass is described as its base"""
-    if isinstance(space, spaces.Dict):
-        return {"type": "Dict", "spaces": {key: encode_space(subspace) for key, subspace in space.spaces.items()}}
+    # Neither arrays of choices nor keys other than strings
+    is_plain = np.ndim(getattr(space, "nvec", [])) == 1 and all(
+        isinstance(x, str) for x in getattr(space, "spaces", ())
+    )
     for kind, fields in SPACE_FIELDS.items():
-        if isinstance(space, getattr(spaces, kind)) and np.ndim(getattr(space, "nvec", [])) == 1:
+        if is_plain and isinstance(space, getattr(spaces, kind)):
             return {"type": kind, **{name: _encode_field(name, getattr(space, name)) for name in fields}}
     raise ExportError(
         f"the space {space} cannot be described: it must be a Box, Discrete, MultiDiscrete with one dimension, "
-        f"MultiBinary or a Dict of these"
+        f"MultiBinary or a Dict of these with strings as keys"
     )
 
 
 def _encode_field(name: str, value: Any) -> Any:
+    if name == "spaces":
+        return {key: encode_space(subspace) for key, subspace in value.items()}
     if isinstance(value, np.dtype):
         return str(value)
     if isinstance(value, np.ndarray):

@@ -200,7 +200,8 @@ class Exportable(OnPolicyAlgorithm):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            self._fixed_parts()
+            with refusing("it cannot be described"):
+                self._fixed_parts()
         except ExportError as error:
             warnings.warn(f"This model can be trained and saved, but not exported: {error}", stacklevel=2)
         return super()._setup_learn(*args, **kwargs)

@@ -1,4 +1,4 @@
-from sb3_dapo.zoo.cli import main
+from sb3_dapo.cli import main
 
 if __name__ == "__main__":
     main()

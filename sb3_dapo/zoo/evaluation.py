@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 from contextlib import redirect_stdout
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,17 @@ import numpy as np
 import numpy.typing as npt
 from huggingface_sb3 import EnvironmentName
 from matplotlib.figure import Figure
-from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
+from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_dapo.cli import DEFAULT_ALGO
+from sb3_dapo.zoo.agents import Agent, make_env
 from sb3_dapo.zoo.exp_manager import ExperimentManager
-from sb3_dapo.zoo.parsers import Assignments, RunParser
-from sb3_dapo.zoo.runs import check_env, import_packages, read_train_args
+from sb3_dapo.zoo.parsers import Assignments, agent_parser, positive
+from sb3_dapo.zoo.runs import check_env, import_packages
 
 Scores = npt.NDArray[np.float64]  # (n_episodes,)
 
@@ -57,37 +58,6 @@ class RandomPolicy:
         return np.array([self.action_space.sample() for _ in range(len(first))]), state
 
 
-def make_env(
-    env_id: str,
-    hyperparams: dict[str, Any],
-    env_kwargs: dict[str, Any],
-    n_envs: int,
-    seed: int,
-    stats_path: str | None = None,
-) -> VecEnv:
-    """
-    The environment as `enjoy` makes it, without a window.
-
-    :param env_id: environment
-    :param hyperparams: hyperparameters of the run, of which the wrappers are used
-    :param env_kwargs: arguments for the environment
-    :param n_envs: number of copies
-    :param seed: seed of the first copy
-    :param stats_path: folder with the statistics of `VecNormalize`
-    :return: vectorized environment
-    """
-    return create_test_env(
-        env_id,
-        n_envs=n_envs,
-        stats_path=stats_path,
-        seed=seed,
-        should_render=False,
-        hyperparams=deepcopy(hyperparams),  # the Zoo empties it
-        env_kwargs=env_kwargs,
-        vec_env_cls=DummyVecEnv,
-    )
-
-
 def evaluate(model: PolicyPredictor, env: VecEnv, n_episodes: int, deterministic: bool) -> Scores:
     """
     Play whole games. `Monitor` lies inside all wrappers, so the scores are those of the game itself.
@@ -111,17 +81,6 @@ def summary(scores: Scores) -> str:
     return f"{scores.mean():.2f} +/- {scores.std():.2f} ({len(scores)} episodes)"
 
 
-def positive(text: str) -> int:
-    """
-    :param text: argument of the command line
-    :return: the number, at least 1
-    """
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
 def random() -> None:
     """The command `sb3-dapo random`."""
     parser = argparse.ArgumentParser(
@@ -131,7 +90,7 @@ def random() -> None:
     parser.add_argument("-n", "--n-episodes", help="number of episodes (default: 20)", type=positive, default=20)
     parser.add_argument("--seed", help="random generator seed (default: 0)", type=int, default=0)
     parser.add_argument("--n-envs", help="number of environments (default: 1)", type=positive, default=1)
-    parser.add_argument("--algo", help="use this algorithm's wrappers", default="dapo", choices=list(ALGOS))
+    parser.add_argument("--algo", help="use this algorithm's wrappers", default=DEFAULT_ALGO, choices=list(ALGOS))
     parser.add_argument("-conf", "--conf-file", help="use the wrappers in this hyperparameter file")
     parser.add_argument("--env-kwargs", help="arguments for the environment", nargs="+", action=Assignments, default={})
     parser.add_argument("--gym-packages", help="packages that register environments", nargs="+", default=[])
@@ -177,48 +136,36 @@ def random_scores(
 
 def report() -> None:
     """The command `sb3-dapo report`."""
-    parser = RunParser(
-        description="Play whole games with a trained agent, compare its score with the uniform random policy's, and "
-        "draw its learning curve from the evaluations made during training."
+    parser = agent_parser(
+        "Play whole games with a trained agent, compare its score with the uniform random policy's, and draw its "
+        "learning curve from the evaluations made during training.",
+        n_envs=8,
     )
-    parser.add_argument("--env", help="environment ID", type=EnvironmentName, default="CartPole-v1")
-    parser.add_argument("--algo", help="RL algorithm", default="dapo", choices=list(ALGOS))
-    parser.add_argument("-f", "--folder", help="log folder", default="logs")
-    parser.add_argument("--exp-id", help="experiment ID (default: 0: latest, -1: no exp folder)", type=int, default=0)
     parser.add_argument("-n", "--n-episodes", help="number of episodes (default: 20)", type=positive, default=20)
-    parser.add_argument("--n-envs", help="number of environments (default: 8)", type=positive, default=8)
-    parser.add_argument("--seed", help="random generator seed (default: 0)", type=int, default=0)
     args = parser.parse_args()
-    env_id = args.env.gym_id
-
-    _, model_path, log_path = get_model_path(args.exp_id, args.folder, args.algo, args.env)
-    hyperparams, stats_path = get_saved_hyperparams(os.path.join(log_path, args.env), test_mode=True)
-    saved_args = read_train_args(Path(log_path), args.env)
-    env_kwargs = saved_args.get("env_kwargs") or hyperparams.pop("env_kwargs", {})
-    is_stochastic = ExperimentManager.is_atari(env_id) or ExperimentManager.is_minigrid(env_id)
-
-    set_random_seed(args.seed)
-    model = ALGOS[args.algo].load(model_path)
-    env = make_env(env_id, hyperparams, env_kwargs, args.n_envs, args.seed, stats_path)
-    scores = evaluate(model, env, args.n_episodes, deterministic=not is_stochastic)
-    random = random_scores(env_id, hyperparams, env_kwargs, args.n_envs, args.seed, args.n_episodes)
+    agent = Agent.of(args)
+    env_id = agent.env.gym_id
+    env = agent.make_env(args)
+    model = agent.load(args, env)
+    scores = evaluate(model, env, args.n_episodes, agent.is_deterministic)
+    random = random_scores(env_id, agent.hyperparams, agent.env_kwargs, args.n_envs, args.seed, args.n_episodes)
 
     name = args.algo.upper()
-    curve = learning_curve(Path(log_path), f"{name} on {env_id}", scores, random, model.num_timesteps)
-    curve_path = Path(log_path, "learning_curve.png")
+    curve = learning_curve(agent.folder, f"{name} on {env_id}", scores, random, model.num_timesteps)
+    curve_path = agent.folder / "learning_curve.png"
     curve.savefig(curve_path, dpi=150)
 
-    agent = f"--algo {args.algo} --env {env_id} -f {args.folder}"
+    named = f"--algo {args.algo} --env {env_id} -f {args.folder}"
     print(f"\n{env_id} after {model.num_timesteps:,} steps, score of whole games")
     print(f"  {name:15} {summary(scores)}")
     print(f"  {'random policy':15} {summary(random)}")
-    print(f"\n  {'model':15} {model_path}")
+    print(f"\n  {'model':15} {agent.model_path}")
     print(f"  {'learning curve':15} {curve_path}")
-    if saved_args.get("tensorboard_log"):
-        print(f"  {'TensorBoard':15} {program('tensorboard')} --logdir {saved_args['tensorboard_log']}")
+    if agent.train_args.get("tensorboard_log"):
+        print(f"  {'TensorBoard':15} {program('tensorboard')} --logdir {agent.train_args['tensorboard_log']}")
     print("\nWatch it play:")
-    print(f"  {program('sb3-dapo')} enjoy {agent} -n 5000")
-    print(f"  {program('sb3-dapo')} record-video {agent} -n 2000\n")
+    print(f"  {program('sb3-dapo')} enjoy {named} -n 5000")
+    print(f"  {program('sb3-dapo')} record-video {named} -n 2000\n")
 
 
 def program(name: str) -> str:

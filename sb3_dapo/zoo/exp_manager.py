@@ -1,14 +1,12 @@
-"""RL Zoo's experiment manager with our hyperparameter files, scheduled arguments and checks."""
+"""RL Zoo's experiment manager with our hyperparameter files, scheduled arguments, checks and resumed runs."""
 
 import argparse
 import difflib
-import inspect
-import os
 import shutil
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,18 +17,25 @@ import yaml
 from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from sb3_dapo import DAPO
-from sb3_dapo.arguments import SCHEDULED
+from sb3_dapo.arguments import SCHEDULED, arguments_of
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
-from sb3_dapo.zoo.parsers import CHECKPOINT_PREFIX, find_checkpoints
-from sb3_dapo.zoo.runs import no_frameskip_id
+from sb3_dapo.zoo.callbacks import (
+    TENSORBOARD_FILE,
+    BestStatistics,
+    EpisodeLog,
+    TensorBoardFolder,
+    read_tensorboard_path,
+)
+from sb3_dapo.zoo.parsers import CHECKPOINT_PREFIX
+from sb3_dapo.zoo.registration import CONF_FILES
+from sb3_dapo.zoo.runs import checkpoint_steps, no_frameskip_id, read_config
 
 # Arguments that the Zoo gives to every algorithm itself
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
@@ -38,27 +43,21 @@ GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_mod
 NATIVE_WRAPPER_KWARGS = {"noop_max", "frame_skip", "screen_size", "terminal_on_life_loss", "clip_reward"}
 NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
 
-# File in the folder of a run that says where its TensorBoard log is, as the Zoo numbers the two independently
-TENSORBOARD_FILE = "tensorboard.txt"
-# File there with the training episodes
-EPISODES_FILE = "episodes.csv"
-
-
-def read_tensorboard_path(run_path: str | Path) -> str:
-    """
-    :param run_path: folder of a run
-    :return: folder of its TensorBoard log
-    """
-    return os.path.normpath(Path(run_path, Path(run_path, TENSORBOARD_FILE).read_text().strip()))
+# Arguments that the Zoo takes for noise, and gives to the algorithm as `action_noise`
+NOISE = {"noise_type", "noise_std"}
+# Hyperparameters that the state in a checkpoint depends on: network, kept rollouts, statistics of episodes
+FIXED_BY_CHECKPOINT = (
+    *("policy", "policy_kwargs", "use_sde", "n_envs", "n_steps", "n_rollouts"),
+    *("optimize_memory_usage", "rollout_buffer_class", "rollout_buffer_kwargs", "stats_window_size"),
+)
 
 
 def conf_file(algo: str) -> str | None:
     """
     :param algo: name of an algorithm in the Zoo
-    :return: path of the hyperparameter file that comes with this package, None for the Zoo's own algorithms
+    :return: path of its hyperparameter file, None for the Zoo's own algorithms
     """
-    path = Path(str(resources.files("sb3_dapo.hyperparams"))) / f"{algo}.yml"
-    return str(path) if path.is_file() else None
+    return CONF_FILES.get(algo)
 
 
 def parse_schedule(name: str, text: str) -> SimpleLinearSchedule | Controller:
@@ -89,7 +88,7 @@ def check_keywords(algo_class: type, names: set[str], source: str) -> None:
     :param names: names of the arguments for it
     :param source: where they were read, for the message
     """
-    allowed = set(inspect.signature(algo_class).parameters) - GIVEN
+    allowed = set(arguments_of(algo_class)) - GIVEN
     for name in sorted(names - allowed):
         close = difflib.get_close_matches(name, allowed, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -112,75 +111,45 @@ def atari_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any] | None:
     return kwargs if wrapper == f"{AtariWrapper.__module__}.{AtariWrapper.__name__}" else None
 
 
-def checkpoint_steps(checkpoint: Path) -> int:
+def changes(algo_class: type, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """
-    :param checkpoint: a checkpoint of a run
-    :return: steps at which it was written
+    :param algo_class: class of the algorithm
+    :param old: hyperparameters of a run, as they were given
+    :param new: hyperparameters that it shall go on with
+    :return: names of those that differ, which are printed
+    :raises ValueError: if one of them cannot change
     """
-    return int(checkpoint.stem.split("_")[-2])
+    arguments = arguments_of(algo_class)
+    defaults = {name: arguments[name].default for name in {*old, *new} & set(arguments)} | {"n_envs": 1}
+    changed = []
+    for name in sorted({*old, *new}):
+        before, after = (values.get(name, defaults.get(name)) for values in (old, new))
+        if before == after:
+            continue
+        if name in FIXED_BY_CHECKPOINT:
+            raise ValueError(
+                f"`{name}` cannot change with `--resume`, as the checkpoint depends on it: it must be {before!r}, got "
+                f"{after!r}"
+            )
+        print(f"Resuming with {name}: {after!r} instead of {before!r}")
+        changed.append(name)
+    return changed
 
 
-def keep_monitor_files(run_path: Path, steps: int) -> None:
+def keep_monitor_files(run_path: Path, steps: int) -> list[tuple[Path, Path]]:
     """
     Rename the files of `Monitor`, so that new ones can be written.
 
     :param run_path: folder of a run
     :param steps: steps of the checkpoint that the run is resumed from
+    :return: old and new paths
     """
     number = len({path.name.split("_")[1] for path in run_path.glob("before_*.monitor.csv")}) + 1
+    renamed = []
     for path in run_path.glob("[0-9]*.monitor.csv"):
-        path.rename(path.with_name(f"before_{number}_{CHECKPOINT_PREFIX}_{steps}_steps_{path.name}"))
-
-
-class EpisodeLog(BaseCallback):
-    """
-    Writes down when each training episode ended, which `Monitor` does not know: it counts frames, and the steps of
-    whole episodes only. Of a resumed run, what came after the checkpoint is taken out.
-
-    :param run_path: folder of the run
-    """
-
-    def __init__(self, run_path: str) -> None:
-        super().__init__()
-        self.path = Path(run_path, EPISODES_FILE)
-
-    def _on_training_start(self) -> None:
-        header, *rows = self.path.read_text().splitlines() if self.path.is_file() else ["timesteps,score,length"]
-        kept = [row for row in rows if int(row.split(",")[0]) <= self.model.num_timesteps]
-        self.path.write_text("\n".join([header, *kept, ""]))
-
-    def _on_step(self) -> bool:
-        episodes = [info["episode"] for info in self.locals.get("infos", ()) if "episode" in info]
-        if episodes:
-            with self.path.open("a") as file:
-                file.writelines(f"{self.num_timesteps},{episode['r']},{episode['l']}\n" for episode in episodes)
-        return True
-
-
-class TensorBoardFolder(BaseCallback):
-    """
-    Writes down which TensorBoard log belongs to a run, and in a resumed run's what is no longer true.
-
-    :param run_path: folder of the run
-    """
-
-    def __init__(self, run_path: str) -> None:
-        super().__init__()
-        self.run_path = run_path
-
-    def _on_training_start(self) -> None:
-        # Relative to the run, so that the folder of all logs may be moved
-        path = os.path.relpath(str(self.logger.dir), self.run_path)
-        Path(self.run_path, TENSORBOARD_FILE).write_text(f"{path}\n")
-        if self.model.num_timesteps > 0:
-            # TensorBoard then leaves out what was logged after the checkpoint, before the run was interrupted
-            start = Event(session_log=SessionLog(status=SessionLog.START))
-            for output in self.logger.output_formats:
-                if isinstance(output, TensorBoardOutputFormat):
-                    output.writer._get_file_writer().add_event(start, self.model.num_timesteps + 1)
-
-    def _on_step(self) -> bool:
-        return True
+        renamed.append((path, path.with_name(f"before_{number}_{CHECKPOINT_PREFIX}_{steps}_steps_{path.name}")))
+        path.rename(renamed[-1][1])
+    return renamed
 
 
 class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
@@ -203,26 +172,31 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         super().__init__(args, algo, *zoo_args, **zoo_kwargs)
         self.native_kwargs: dict[str, Any] | None = None  # arguments of AtariVecEnv, if it is used
         self.is_new_folder = False
+        self.kept_monitor_files: list[tuple[Path, Path]] = []
         if self.trial_id is not None:
             self.trial_id = str(self.trial_id)  # type: ignore[assignment]  # the Zoo takes trial 0 for none
-        self.checkpoint = self._find_checkpoint() if getattr(args, "resume", False) else None
         own_file = conf_file(algo)
         self.is_own_algo = own_file is not None
         if own_file is not None and zoo_kwargs.get("config") is None:
             self.config = own_file
+        self.keep_config = vars(args).pop("keep_config", False)
+        self.changed: list[str] = []
+        resume: str = getattr(args, "resume", "")  # folder of the run
+        self.checkpoint = self._find_checkpoint(resume) if resume else None
 
-    def _find_checkpoint(self) -> Path:
+    def _find_checkpoint(self, run_path: str) -> Path:
         """
-        Go on in the folder of the latest run instead of a new one.
+        Go on in the folder of a run instead of a new one.
 
+        :param run_path: the folder
         :return: the newest checkpoint there
         :raises ValueError: if there is none
         """
-        self.save_path = str(find_checkpoints(Path(self.log_path), self.env_name))
-        self.params_path = f"{self.save_path}/{self.env_name}"
-        checkpoint = latest_checkpoint(self.save_path, CHECKPOINT_PREFIX)
+        self.save_path = run_path
+        self.params_path = f"{run_path}/{self.env_name}"
+        checkpoint = latest_checkpoint(run_path, CHECKPOINT_PREFIX)
         if checkpoint is None:
-            raise ValueError(f"`--resume` needs a checkpoint that is not damaged, there is none in {self.save_path}")
+            raise ValueError(f"`--resume` needs a checkpoint that is not damaged, there is none in {run_path}")
         self.continue_training = True
         return checkpoint
 
@@ -234,6 +208,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             experiment = super().setup_experiment()
         except BaseException:
             self._discard_folder()
+            for path, kept in self.kept_monitor_files:
+                kept.replace(path)
             raise
         if experiment is None:
             self._discard_folder()
@@ -243,6 +219,19 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         """
         :return: hyperparameters, and a copy to save
         """
+        if self.checkpoint is None:
+            return self._read_hyperparameters()
+        old = read_config(Path(self.save_path), self.env_name)
+        if self.keep_config:
+            hyperparams = {**old, **(self.custom_hyperparams or {})}
+            if "env_kwargs" in hyperparams and self.env_kwargs:
+                hyperparams["env_kwargs"] = self.env_kwargs
+        else:
+            hyperparams, _ = self._read_hyperparameters()
+        self.changed = changes(ALGOS[self.algo], old, hyperparams)
+        return hyperparams, OrderedDict(sorted(hyperparams.items()))
+
+    def _read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
             return super().read_hyperparameters()
         except (FileNotFoundError, ModuleNotFoundError, yaml.YAMLError) as error:
@@ -297,6 +286,12 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                     save_freq, self.save_path, keep_last=None, name_prefix=CHECKPOINT_PREFIX, reset_envs=None
                 )
             )
+        for callback in self.callbacks:
+            if isinstance(callback, SB3CheckpointCallback):
+                callback.save_vecnormalize = True
+            elif isinstance(callback, EvalCallback):
+                callback.callback_on_new_best = BestStatistics(1, self.params_path)
+                callback.callback_on_new_best.parent = callback
         self.callbacks.append(EpisodeLog(self.save_path))
         if self.tensorboard_log is not None:
             self.callbacks.append(TensorBoardFolder(self.save_path))
@@ -307,9 +302,11 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.checkpoint is None:
             return super()._load_pretrained_agent(hyperparams, env)
         print(f"Resuming from {self.checkpoint}")
-        model = DAPO.load_checkpoint(
-            self.checkpoint, env, self.device, tensorboard_log=self.tensorboard_log, verbose=self.verbose
-        )
+        algo_class: Any = ALGOS[self.algo]
+        arguments = arguments_of(algo_class)
+        given = {"tensorboard_log": self.tensorboard_log, "verbose": self.verbose}
+        given |= {name: hyperparams.get(name, arguments[name].default) for name in self.changed if name in arguments}
+        model: BaseAlgorithm = algo_class.load_checkpoint(self.checkpoint, env, self.device, **given)
         if self.tensorboard_log is not None and Path(self.save_path, TENSORBOARD_FILE).is_file():
             # SB3 would take the environment's latest log, which may be that of another run
             folder = read_tensorboard_path(self.save_path)
@@ -351,8 +348,9 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                 if isinstance(hyperparams.get(name), str)
             }
         hyperparams, env_wrapper, callbacks, vec_env_wrapper = super()._preprocess_hyperparams(hyperparams)
-        if self.is_own_algo:
-            check_keywords(ALGOS[self.algo], set(hyperparams), source=f"{self.config} or --hyperparams")
+        check_keywords(ALGOS[self.algo], set(hyperparams) - NOISE, source=f"{self.config} or --hyperparams")
+        if self._eval_env_kwargs_args is None:
+            self.eval_env_kwargs = self.env_kwargs  # also those of the file, which the Zoo leaves out
         if self._is_atari and native_kwargs is not None:
             self._warn_of_two_frame_skips()
         if self.vec_env_type in ("native", "auto"):
@@ -401,7 +399,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         """
         if self.checkpoint is not None and not eval_env and not no_log:
             # Otherwise new ones would take their place
-            keep_monitor_files(Path(self.save_path), checkpoint_steps(self.checkpoint))
+            self.kept_monitor_files = keep_monitor_files(Path(self.save_path), checkpoint_steps(self.checkpoint))
         if self.native_kwargs is None:
             return super().create_envs(n_envs, eval_env, no_log)
         from sb3_dapo.atari_vec_env import AtariVecEnv

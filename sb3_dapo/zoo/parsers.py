@@ -2,24 +2,28 @@
 
 import argparse
 from argparse import ArgumentParser
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from huggingface_sb3 import EnvironmentName
-from rl_zoo3.utils import StoreDict
+from rl_zoo3.utils import ALGOS, StoreDict
 
-from sb3_dapo.zoo.runs import check_env, find_run, import_packages, read_train_args
+from sb3_dapo.cli import DEFAULT_ALGO, LOG_FOLDER
+from sb3_dapo.zoo.registration import CONF_FILES
+from sb3_dapo.zoo.runs import check_env, checkpoint_steps, find_run, import_packages, read_config, read_train_args
 
 # The Zoo's: `enjoy --load-checkpoint` looks for files of this name
 CHECKPOINT_PREFIX = "rl_model"
 CHECKPOINTS = f"{CHECKPOINT_PREFIX}_*_steps.zip"
+BEST_MODEL = "best_model.zip"
 
 
 class Assignments(StoreDict):
-    """The Zoo's `name:value`, with the value in Python, and a message that says so."""
+    """The Zoo's `name:value`, with the value in Python, and a message that says so. Adds to what was given before."""
 
     def __call__(self, parser: ArgumentParser, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        given: dict[str, Any] = {}
+        given: dict[str, Any] = dict(getattr(namespace, self.dest) or {})
         for text in values:
             try:
                 super().__call__(parser, namespace, [text], option_string)  # type: ignore[no-untyped-call]
@@ -75,8 +79,12 @@ class TrainParser(Parser):
         )
         given, _ = self.parse_known_args(args)
         if given.resume:
-            self.set_defaults(**saved_args(given))
+            run = self._find_run_to_resume(given)
         parsed = super().parse_args(args, namespace)
+        if given.resume:
+            parsed.resume = str(run)
+            # Hyperparameters are those of the run, unless they shall be read anew
+            parsed.keep_config = given.conf_file is None and given.trial_id is None
         if parsed.tensorboard_log is None:
             parsed.tensorboard_log = str(Path(parsed.log_folder, "tensorboard"))
         if parsed.verbose is None:
@@ -91,28 +99,33 @@ class TrainParser(Parser):
         check_env(parsed.env)
         return parsed
 
+    def _find_run_to_resume(self, given: argparse.Namespace) -> Path:
+        """
+        Make the arguments of the run the defaults, to which those that are given are added.
 
-def find_checkpoints(log_path: Path, env_name: str, tell: bool = True) -> Path:
-    """
-    :param log_path: folder of an algorithm's runs
-    :param env_name: environment
-    :param tell: print which later runs are skipped
-    :return: folder of the run to resume
-    :raises ValueError: if there is none
-    """
-    hint = "`--resume` needs a run with checkpoints (--save-freq)"
-    return find_run(log_path, env_name, 0, CHECKPOINTS, hint, tell)
-
-
-def saved_args(given: argparse.Namespace) -> dict[str, Any]:
-    """
-    :param given: arguments that name a run
-    :return: the arguments of its latest run with checkpoints
-    """
-    env_name = EnvironmentName(given.env)
-    saved = read_train_args(find_checkpoints(Path(given.log_folder, given.algo), env_name, tell=False), env_name)
-    new = {"resume", "log_folder"} | ({"verbose"} if given.progress else set())
-    return {name: value for name, value in saved.items() if name not in new}
+        :param given: what is given
+        :return: folder of the latest run with checkpoints
+        """
+        if given.algo not in CONF_FILES:
+            self.error(f"--resume needs checkpoints of this package: --algo must be {' or '.join(CONF_FILES)}")
+        for name, is_given in (("-i", given.trained_agent != ""), ("-optimize", given.optimize_hyperparameters)):
+            if is_given:
+                self.error(f"{name} begins anew: it cannot be given with --resume")
+        env_name = EnvironmentName(given.env)
+        hint = "`--resume` needs a run with checkpoints (--save-freq)"
+        run = find_run(Path(given.log_folder, given.algo), env_name, 0, CHECKPOINTS, hint)
+        saved = read_train_args(run, env_name)
+        if given.seed >= 0 and given.seed != saved.get("seed"):
+            self.error(
+                f"--seed must be that of the run with --resume, {saved.get('seed')}: the state of random generators "
+                f"is in the checkpoint, got {given.seed}"
+            )
+        saved["env_kwargs"] = saved.get("env_kwargs") or read_config(run, env_name).get("env_kwargs")
+        if "n_timesteps" in (given.hyperparams or {}):
+            saved.pop("n_timesteps", None)
+        new = {"resume", "log_folder"} | ({"verbose"} if given.progress else set())
+        self.set_defaults(**{name: value for name, value in saved.items() if name not in new})
+        return run
 
 
 class RunParser(Parser):
@@ -123,24 +136,72 @@ class RunParser(Parser):
         if "rl-trained-agents" in parsed.folder:  # what is not there, the Zoo's `enjoy` downloads
             return parsed
         file, hint = f"{parsed.env}.zip", "see --load-best and --load-last-checkpoint"
-        options = vars(parsed)
-        if options.get("load_best"):
-            file, hint = "best_model.zip", "evaluations (--eval-freq) leave it"
-        elif options.get("load_checkpoint") is not None:
+        if parsed.load_best:
+            file, hint = BEST_MODEL, "evaluations (--eval-freq) leave it"
+        elif parsed.load_checkpoint is not None:
             file = f"{CHECKPOINT_PREFIX}_{parsed.load_checkpoint}_steps.zip"
-        elif options.get("load_last_checkpoint"):
+        elif parsed.load_last_checkpoint:
             file, hint = CHECKPOINTS, "--save-freq leaves them"
         run = find_run(Path(parsed.folder, parsed.algo), parsed.env, parsed.exp_id, file, hint)
+        parsed.run_path = run
+        parsed.model_path = run / file
+        if file == CHECKPOINTS:
+            parsed.model_path = max(run.glob(file), key=checkpoint_steps)
         if parsed.exp_id == 0:
             parsed.exp_id = int(run.name.rpartition("_")[2])
-        import_packages([*options.get("gym_packages", ()), *read_train_args(run, parsed.env).get("gym_packages", ())])
+        import_packages(
+            [*vars(parsed).get("gym_packages", ()), *read_train_args(run, parsed.env).get("gym_packages", ())]
+        )
         check_env(parsed.env.gym_id)
         return parsed
 
 
-class RecordVideoParser(RunParser):
-    """Arguments of the Zoo's `record_video`, and one of ours."""
+def positive(text: str) -> int:
+    """
+    :param text: argument of the command line
+    :return: the number, at least 1
+    """
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.add_argument("--gif", action="store_true", help="write a GIF as well")
+
+def add_run_arguments(
+    parser: ArgumentParser, env_id: str | None = "CartPole-v1", algos: Iterable[str] = (), exp_id: str = "latest"
+) -> None:
+    """
+    :param parser: gets the arguments that name a run
+    :param env_id: default of the environment, None if it must be given
+    :param algos: algorithms that may be named, all of the Zoo if empty
+    :param exp_id: what 0 stands for
+    """
+    parser.add_argument("--env", help="environment ID", type=EnvironmentName, default=env_id, required=env_id is None)
+    parser.add_argument("--algo", help="RL algorithm", default=DEFAULT_ALGO, choices=list(algos or ALGOS))
+    parser.add_argument("-f", "--folder", help="log folder", default=LOG_FOLDER)
+    parser.add_argument("--exp-id", help=f"experiment ID (default: 0: {exp_id}, -1: no folder)", type=int, default=0)
+
+
+def agent_parser(
+    description: str, n_envs: int = 1, env_id: str | None = "CartPole-v1", algos: Iterable[str] = ()
+) -> RunParser:
+    """
+    :param description: what the command does
+    :param n_envs: default of the number of environments
+    :param env_id: default of the environment, None if it must be given
+    :param algos: algorithms that may be named, all of the Zoo if empty
+    :return: parser of a command that plays with a trained agent, with the Zoo's arguments
+    """
+    parser = RunParser(description=description)
+    add_run_arguments(parser, env_id, algos)
+    parser.add_argument("--load-best", help="take the best model instead of the last", action="store_true")
+    parser.add_argument("--load-checkpoint", help="take the checkpoint after this number of steps", type=int)
+    parser.add_argument("--load-last-checkpoint", help="take the last checkpoint", action="store_true")
+    parser.add_argument("--n-envs", help="number of environments (default: %(default)s)", type=positive, default=n_envs)
+    parser.add_argument("--seed", help="random generator seed (default: 0)", type=int, default=0)
+    parser.add_argument("--deterministic", help="play the most likely actions", action="store_true")
+    parser.add_argument("--stochastic", help="draw actions (default: on Atari and MiniGrid)", action="store_true")
+    parser.add_argument("--env-kwargs", help="arguments for the environment", nargs="+", action=Assignments)
+    parser.add_argument("--gym-packages", help="packages that register environments", nargs="+", default=[])
+    parser.add_argument("--device", help="PyTorch device (default: auto)", default="auto")
+    return parser

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from huggingface_sb3 import EnvironmentName
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import read_csv  # type: ignore[import-untyped]
-from rl_zoo3.utils import ALGOS, get_saved_hyperparams
+from rl_zoo3.utils import get_saved_hyperparams
 from stable_baselines3.common.monitor import get_monitor_files
 from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, ts2xy, window_func
 
 from sb3_dapo.panels import PANELS
-from sb3_dapo.zoo.exp_manager import EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path
+from sb3_dapo.zoo.callbacks import EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path
+from sb3_dapo.zoo.parsers import add_run_arguments
 from sb3_dapo.zoo.runs import find_run
 
 # An estimate of more points is drawn faintly, with the moving average over its 50th part on top
@@ -159,10 +159,7 @@ def plot() -> None:
     parser = argparse.ArgumentParser(
         description="Draw how a run went, or goes: score, divergence, KL, ratios and reuse side by side."
     )
-    parser.add_argument("--env", help="environment ID", type=EnvironmentName, default="CartPole-v1")
-    parser.add_argument("--algo", help="RL algorithm", default="dapo", choices=list(ALGOS))
-    parser.add_argument("-f", "--folder", help="log folder", default="logs")
-    parser.add_argument("--exp-id", help="experiment ID (default: 0: latest, -1: no exp folder)", type=int, default=0)
+    add_run_arguments(parser)
     parser.add_argument("-tb", "--tensorboard", help="folder with the run's event files (default: where it was logged)")
     parser.add_argument("-o", "--output", help="PNG file to write (default: panels.png in the folder of the run)")
     args = parser.parse_args()

@@ -24,14 +24,13 @@ def list_runs(log_path: Path, env_name: str) -> list[Path]:
     return [path for _, path in sorted(numbered, reverse=True)]
 
 
-def find_run(log_path: Path, env_name: str, exp_id: int, file: str, hint: str, tell: bool = True) -> Path:
+def find_run(log_path: Path, env_name: str, exp_id: int, file: str, hint: str) -> Path:
     """
     :param log_path: folder of an algorithm's runs
     :param env_name: environment
     :param exp_id: number of the run; 0: the latest with the file, -1: `log_path` itself
     :param file: what the command needs, `*` standing for anything
     :param hint: what to do if it is missing
-    :param tell: print which later runs are skipped
     :return: folder of the run
     :raises ValueError: if there is none
     """
@@ -51,7 +50,7 @@ def find_run(log_path: Path, env_name: str, exp_id: int, file: str, hint: str, t
     usable = [run for run in runs if any(run.glob(file))]
     if not usable:
         raise ValueError(f"there is no {file} in any run of {env_name} in {log_path}: {hint}")
-    for run in runs[: runs.index(usable[0])] if tell else ():
+    for run in runs[: runs.index(usable[0])]:
         print(f"Skipping {run}, which has no {file}")
     return usable[0]
 
@@ -65,6 +64,25 @@ def read_train_args(run: Path, env_name: str) -> dict[str, Any]:
     path = run / env_name / "args.yml"
     args: dict[str, Any] = dict(yaml.unsafe_load(path.read_text())) if path.is_file() else {}  # the Zoo saves objects
     return args
+
+
+def read_config(run: Path, env_name: str) -> dict[str, Any]:
+    """
+    :param run: folder of a run
+    :param env_name: its environment
+    :return: its hyperparameters as they were given, none if it was not trained by the Zoo
+    """
+    path = run / env_name / "config.yml"
+    config: dict[str, Any] = dict(yaml.unsafe_load(path.read_text())) if path.is_file() else {}  # as above
+    return config
+
+
+def checkpoint_steps(checkpoint: Path) -> int:
+    """
+    :param checkpoint: a checkpoint of a run
+    :return: steps at which it was written
+    """
+    return int(checkpoint.stem.split("_")[-2])
 
 
 def import_packages(names: Iterable[str]) -> None:

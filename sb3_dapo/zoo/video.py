@@ -1,12 +1,18 @@
-"""Videos at the speed of the game, as mp4 and as GIF."""
+"""The command `sb3-dapo record-video`: videos at the speed of the game, as mp4 and as GIF."""
 
+import argparse
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecVideoRecorder
+
+from sb3_dapo.zoo.agents import Agent
+from sb3_dapo.zoo.parsers import BEST_MODEL, agent_parser, positive
+from sb3_dapo.zoo.runs import checkpoint_steps
 
 # Frames per second of the console, of which ale_py's metadata tell half
 ATARI_FPS = 60
@@ -65,3 +71,44 @@ class VideoRecorder(VecVideoRecorder):
             fps = 100 / ceil(100 / min(self.frames_per_sec, MAX_GIF_FPS))
             with VideoFileClip(self.video_path) as clip:
                 clip.write_gif(str(path), fps=fps, logger=None)
+
+
+def record(agent: Agent, model: BaseAlgorithm, env: VecEnv, folder: Path, n_steps: int, gif: bool = False) -> Path:
+    """
+    :param agent: what plays
+    :param model: its model
+    :param env: its environment, which renders arrays of pixels; it is closed
+    :param folder: where to write the video
+    :param n_steps: length of the video
+    :param gif: write a GIF beside the mp4
+    :return: the mp4
+    """
+    kind = {BEST_MODEL: "best-model", f"{agent.env}.zip": "final-model"}.get(agent.model_path.name)
+    name = f"{kind or f'checkpoint-{checkpoint_steps(agent.model_path)}'}-{agent.algo}-{agent.env}"
+    recorder = VideoRecorder(env, str(folder), lambda step: step == 0, n_steps, name, gif=gif)
+    observations = recorder.reset()
+    state, starts = None, np.ones(env.num_envs, dtype=bool)
+    try:
+        for _ in range(n_steps):
+            actions, state = model.predict(observations, state, starts, agent.is_deterministic)  # type: ignore[arg-type]
+            observations, _, starts, _ = recorder.step(actions)
+    except KeyboardInterrupt:
+        pass  # what there is is written
+    recorder.close()
+    return Path(recorder.video_path)
+
+
+def record_video() -> None:
+    """The command `sb3-dapo record-video`, with the arguments of the Zoo's script."""
+    parser = agent_parser("Record a trained agent as mp4.")
+    parser.add_argument("-n", "--n-timesteps", help="length of the video (default: 1000)", type=positive, default=1000)
+    parser.add_argument("-o", "--output-folder", help="where to write it (default: videos in the folder of the run)")
+    parser.add_argument("--gif", action="store_true", help="write a GIF as well")
+    # The Zoo's, which have no effect there
+    parser.add_argument("--no-render", "--custom-objects", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    agent = Agent.of(args)
+    print(f"Loading {agent.model_path}")
+    env = agent.make_env(args, render_mode="rgb_array")
+    folder = Path(args.output_folder or agent.folder / "videos")
+    record(agent, agent.load(args, env), env, folder, args.n_timesteps, args.gif)

@@ -6,12 +6,10 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +19,13 @@ from huggingface_sb3 import EnvironmentName
 from matplotlib import pyplot as plt
 from matplotlib.backend_bases import FigureManagerBase
 from matplotlib.backends.registry import BackendFilter, backend_registry
+from matplotlib.text import Text
+from pandas import DataFrame, read_csv  # type: ignore[import-untyped]
+from stable_baselines3.common import monitor
 
-from sb3_dapo.zoo.cli import LOG_FOLDER, replaced_parser
+from sb3_dapo.cli import LOG_FOLDER
+from sb3_dapo.zoo.callbacks import EPISODES_FILE
+from sb3_dapo.zoo.commands import replaced, replaced_parser
 from sb3_dapo.zoo.parsers import Parser
 
 FOLDER = Path(LOG_FOLDER, "plots")
@@ -183,20 +186,47 @@ def run(plot: Callable[[], None], parser: type[PlotParser] = PlotParser) -> None
     :param plot: a function of the Zoo that parses `sys.argv` and shows figures
     :param parser: parser of its arguments
     """
-    with replaced_parser(plot, parser), mock.patch.object(pytablewriter, "MarkdownTableWriter", TableWriter):
-        if plt.get_backend() in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
-            plot()
-        else:
-            with (
-                mock.patch.object(plt, "show", save_figures),
-                mock.patch.object(FigureManagerBase, "set_window_title", set_label),
-            ):
-                plot()
+    with ExitStack() as stack:
+        stack.enter_context(replaced_parser(import_module(plot.__module__), parser))
+        stack.enter_context(replaced(pytablewriter, MarkdownTableWriter=TableWriter))
+        if plt.get_backend() not in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
+            stack.enter_context(replaced(plt, show=save_figures))
+            stack.enter_context(replaced(FigureManagerBase, set_window_title=set_label))
+        if plot is rl_zoo3.plots.plot_from_file:
+            stack.enter_context(true_figures())
+        plot()
 
 
 def plot_train() -> None:
-    """The Zoo's `plot_train`."""
-    run(rl_zoo3.plots.plot_train)
+    """The Zoo's `plot_train`, with each step of a resumed run once."""
+    with replaced(import_module("rl_zoo3.plots.plot_train"), load_results=load_results):
+        run(rl_zoo3.plots.plot_train)
+
+
+def load_results(folder: str) -> DataFrame:
+    """
+    :param folder: folder of a run
+    :return: what `Monitor` wrote about its episodes, by time, without those that a resumed run played again
+    """
+    results = monitor.load_results(folder)
+    log = Path(folder, EPISODES_FILE)
+    parts = sorted(Path(folder).glob("before_*.monitor.csv"), key=lambda path: int(path.name.split("_")[1]))
+    if not parts or not log.is_file():
+        return results
+    # Of each part of the run, its number and the steps that the next one began with
+    starts = {int(number): int(steps) for _, number, _, _, steps, *_ in (path.name.split("_") for path in parts)}
+    ends = np.minimum.accumulate([starts[number] for number in sorted(starts)][::-1])[::-1]
+    n_kept = np.searchsorted(read_csv(log)["timesteps"], ends, side="right")  # episodes until there
+    counts = [0] * len(ends)
+    for path in parts:
+        counts[int(path.name.split("_")[1]) - 1] += len(read_csv(path, skiprows=1))
+    kept = np.zeros(len(results), dtype=bool)
+    first = begin = 0
+    for count, end in zip(counts, n_kept, strict=True):
+        kept[first : first + max(end - begin, 0)] = True
+        first, begin = first + count, max(begin, end)
+    kept[first:] = True
+    return results[kept].reset_index(drop=True)
 
 
 def all_plots() -> None:
@@ -206,74 +236,71 @@ def all_plots() -> None:
 
 def plot_from_file() -> None:
     """The Zoo's `plot_from_file`, with what its figures say made true."""
-    title = plt.title
+    run(rl_zoo3.plots.plot_from_file, PlotFromFileParser)
+
+
+@contextmanager
+def true_figures() -> Iterator[None]:
+    """
+    Context in which the Zoo draws scores as they are. It has reference scores for a few environments only, but calls
+    all scores normalized, looks for all between 0 and 1.5, and for what each lacks of 1.
+    """
+    zoo = import_module("rl_zoo3.plots.plot_from_file")
+    title, show, normalize_score = plt.title, plt.show, zoo.normalize_score
+    normalized: list[str] = []  # environments with reference scores, which the Zoo asks for before it draws
+    thresholds: list[float] = []
+
+    def normalize(scores: Any, env_id: str) -> Any:
+        normalized.append(env_id)
+        return normalize_score(scores, env_id)
 
     def true_title(label: str, **kwargs: Any) -> Any:
         # The Zoo says so of all environments
         return title("Last evaluation" if label == "PyBullet envs" else label, **kwargs)
 
-    with mock.patch.object(plt, "title", true_title), raw_scores():
-        run(rl_zoo3.plots.plot_from_file, PlotFromFileParser)
-
-
-@contextmanager
-def raw_scores() -> Iterator[None]:
-    """
-    Context in which the Zoo draws rliable's figures of scores as they are. It has reference scores for a few
-    environments only, but calls all scores normalized, looks for all between 0 and 1.5, and for what each lacks of 1.
-    """
-    zoo = import_module("rl_zoo3.plots.plot_from_file")
-    if zoo.rly is None:  # rliable is not installed, of which the Zoo tells
-        yield
-        return
-    library, figures = zoo.rly, zoo.plot_utils
-    normalize_score = mock.Mock(wraps=zoo.normalize_score)  # the Zoo calls it before it draws, if at all
-    thresholds: list[float] = []
-
-    def label(text: str) -> str:
-        return text if normalize_score.called else text.replace("Normalized Score", "Score")
+    def true_show() -> None:
+        texts = [text for number in plt.get_fignums() for text in plt.figure(number).findobj(Text)]
+        for text in texts if not normalized else ():
+            text.set_text(text.get_text().replace("Normalized Score", "Score"))
+        show()
 
     def create_performance_profile(scores: dict[str, Any], tau: Any, **kwargs: Any) -> Any:
-        if not normalize_score.called:
+        if not normalized:
             values = np.concatenate([np.ravel(score) for score in scores.values()])  # (n_algos * n_runs * n_envs,)
             margin = 0.05 * (np.ptp(values) or 1.0)
             tau = np.linspace(values.min() - margin, values.max() + margin, N_THRESHOLDS)
         thresholds[:] = tau
-        return library.create_performance_profile(scores, tau, **kwargs)
-
-    def plot_interval_estimates(scores: Any, intervals: Any, metric_names: list[str], **kwargs: Any) -> Any:
-        if not normalize_score.called:
-            metric_names = [name for name in metric_names if name != "Optimality Gap"]  # the last one
-        kwargs["xlabel"] = label(kwargs["xlabel"])
-        # Otherwise the label lies on the ticks
-        kwargs["row_height"] = max(kwargs["row_height"], 3 / len(scores))
-        n = len(metric_names)
-        return figures.plot_interval_estimates(
-            {algo: score[:n] for algo, score in scores.items()},
-            {algo: interval[:, :n] for algo, interval in intervals.items()},
-            metric_names,
-            **kwargs,
-        )
+        return create_profile(scores, tau, **kwargs)
 
     def plot_performance_profiles(profiles: Any, tau: Any, **kwargs: Any) -> Any:
-        return figures.plot_performance_profiles(profiles, thresholds, **{**kwargs, "xlabel": label(kwargs["xlabel"])})
+        return plot_profiles(profiles, thresholds, **kwargs)
 
-    def plot_sample_efficiency_curve(*args: Any, **kwargs: Any) -> Any:
-        return figures.plot_sample_efficiency_curve(*args, **{**kwargs, "ylabel": label(kwargs["ylabel"])})
+    def plot_interval_estimates(scores: Any, intervals: Any, metric_names: list[str], **kwargs: Any) -> Any:
+        n = len(metric_names) - (not normalized)  # without "Optimality Gap", the last one
+        # Otherwise the label lies on the ticks
+        kwargs["row_height"] = max(kwargs["row_height"], 3 / len(scores))
+        scores = {algo: score[:n] for algo, score in scores.items()}
+        intervals = {algo: interval[:, :n] for algo, interval in intervals.items()}
+        return plot_intervals(scores, intervals, metric_names[:n], **kwargs)
 
-    replaced_library = SimpleNamespace(**{**vars(library), "create_performance_profile": create_performance_profile})
-    replaced_figures = SimpleNamespace(
-        **{
-            **vars(figures),
-            "plot_interval_estimates": plot_interval_estimates,
-            "plot_performance_profiles": plot_performance_profiles,
-            "plot_sample_efficiency_curve": plot_sample_efficiency_curve,
-        }
-    )
-    with (
-        mock.patch.multiple(zoo, normalize_score=normalize_score, rly=replaced_library, plot_utils=replaced_figures),
-        warnings.catch_warnings(),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(replaced(plt, title=true_title, show=true_show))
+        stack.enter_context(replaced(zoo, normalize_score=normalize))
+        if zoo.rly is not None:  # otherwise rliable is not installed, of which the Zoo tells
+            create_profile = zoo.rly.create_performance_profile
+            plot_profiles, plot_intervals = (
+                zoo.plot_utils.plot_performance_profiles,
+                zoo.plot_utils.plot_interval_estimates,
+            )
+            stack.enter_context(replaced(zoo.rly, create_performance_profile=create_performance_profile))
+            stack.enter_context(
+                replaced(
+                    zoo.plot_utils,
+                    plot_performance_profiles=plot_performance_profiles,
+                    plot_interval_estimates=plot_interval_estimates,
+                )
+            )
+        stack.enter_context(warnings.catch_warnings())
         # It asks to change the Zoo's source
         warnings.filterwarnings("ignore", message=".* not found for normalizing scores")
         yield

@@ -1,0 +1,96 @@
+"""The Zoo's commands `train`, `enjoy` and `benchmark`, with what this package changes in them."""
+
+import argparse
+import os
+import runpy
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dapo.cli import LOG_FOLDER, main
+from sb3_dapo.zoo.agents import make_env
+from sb3_dapo.zoo.parsers import RunParser, TrainParser
+
+
+@contextmanager
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """
+    :param owner: module or class
+    :param values: what its attributes shall be, until the context ends
+    """
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+def replaced_parser(module: ModuleType, parser: Callable[..., argparse.ArgumentParser]) -> Any:
+    """
+    :param module: a module of the Zoo whose function creates a parser and reads the command line with it
+    :param parser: what it shall create instead of an `ArgumentParser`
+    :return: context in which it does so
+    """
+    return replaced(module, argparse=SimpleNamespace(ArgumentParser=parser))
+
+
+def train() -> None:
+    """The Zoo's `train`."""
+    import rl_zoo3.train
+
+    with replaced_parser(rl_zoo3.train, TrainParser):
+        rl_zoo3.train.train()
+
+
+def enjoy() -> None:
+    """The Zoo's `enjoy`, which says nothing where it cannot open a window, with the statistics of the agent's own."""
+    import rl_zoo3.enjoy
+
+    has_display = not sys.platform.startswith("linux") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    if not has_display and not {"--no-render", "-h", "--help"} & set(sys.argv):
+        print("There is no display to watch on: 'sb3-dapo record-video' writes a video, --no-render only prints scores")
+    parsed = argparse.Namespace()
+
+    class EnjoyParser(RunParser):
+        def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+            return super().parse_args(args, parsed)
+
+    def create_test_env(env_id: str, **kwargs: Any) -> VecEnv:
+        own = {"model_path": getattr(parsed, "model_path", None), "norm_reward": parsed.norm_reward}
+        return make_env(env_id, **kwargs, **own)
+
+    with replaced_parser(rl_zoo3.enjoy, EnjoyParser), replaced(rl_zoo3.enjoy, create_test_env=create_test_env):
+        rl_zoo3.enjoy.enjoy()
+
+
+def benchmark() -> None:
+    """The Zoo's `benchmark`, a script that runs `python enjoy.py`, a file of the Zoo's checkout, for every agent."""
+
+    def call(command: list[str]) -> int:
+        """Here and not in a new process, which would not know algorithms that this one has registered."""
+        arguments, sys.argv = sys.argv, ["sb3-dapo", "enjoy", *command[2:]]
+        try:
+            main()
+        except SystemExit as error:
+            return 1 if error.code else 0
+        except Exception:
+            traceback.print_exc()
+            return 1
+        finally:
+            sys.argv = arguments
+        return 0
+
+    # Own agents unless the user names a folder: the Zoo would first download all of its agents from the Hub
+    if not any(argument.startswith("--log-dir") for argument in sys.argv):
+        sys.argv += ["--log-dir", LOG_FOLDER, "--no-hub"]
+    with replaced(subprocess, call=call):
+        runpy.run_module("rl_zoo3.benchmark", run_name="__main__")
