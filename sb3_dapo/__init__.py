@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from sb3_dapo.dapo import DAPO  # noqa: F401
     from sb3_dapo.divergences import DIVERGENCES, Divergence  # noqa: F401
     from sb3_dapo.faults import NonFiniteError  # noqa: F401
+    from sb3_dapo.maskable import MaskableDAPO  # noqa: F401
     from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy  # noqa: F401
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ _MODULES = {
     "Controller": "controllers",
     "Divergence": "divergences",
     "DualController": "controllers",
+    "MaskableDAPO": "maskable",
     "MlpPolicy": "policies",
     "MultiInputPolicy": "policies",
     "NonFiniteError": "faults",

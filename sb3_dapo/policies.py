@@ -56,7 +56,7 @@ class FastCnn(BasePolicy):
             and obs.dtype == th.uint8
         ):
             return fast_nature_cnn(extractor, obs)
-        return super().extract_features(obs, features_extractor)
+        return super().extract_features(obs, features_extractor)  # type: ignore[arg-type]
 
 
 class CnnPolicy(FastCnn, ActorCriticCnnPolicy):

@@ -1,6 +1,5 @@
 """DAPO for environments that say which actions are allowed. Needs the extra ``contrib``."""
 
-from sb3_dapo.maskable.dapo import MaskableDAPO
-from sb3_dapo.maskable.policies import MaskableCnnPolicy
+from sb3_dapo.maskable.maskable_dapo import MaskableCnnPolicy, MaskableDAPO
 
 __all__ = ["MaskableCnnPolicy", "MaskableDAPO"]

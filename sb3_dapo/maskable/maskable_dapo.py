@@ -7,30 +7,37 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy, MaskableMultiInputActorCriticPolicy
-from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from sb3_contrib.common.maskable.policies import (
+    MaskableActorCriticCnnPolicy,
+    MaskableActorCriticPolicy,
+    MaskableMultiInputActorCriticPolicy,
+)
+from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import MaybeCallback, PolicyPredictor
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dapo.arguments import check
 from sb3_dapo.buffers import RolloutRingSamples
 from sb3_dapo.dapo import DAPO
+from sb3_dapo.maskable.acting import MaskingPolicy, MaskingPredictor, check_masks, choice_sizes
 from sb3_dapo.maskable.distributions import lean_distribution
-from sb3_dapo.maskable.masks import MaskingPolicy, check_masks, choice_sizes
-from sb3_dapo.maskable.policies import MaskableCnnPolicy
+from sb3_dapo.policies import FastCnn
 
 SelfMaskableDAPO = TypeVar("SelfMaskableDAPO", bound="MaskableDAPO")
 
 
+class MaskableCnnPolicy(FastCnn, MaskableActorCriticCnnPolicy):
+    """sb3-contrib's ``MaskableActorCriticCnnPolicy`` with the speed of :class:`~sb3_dapo.policies.CnnPolicy`."""
+
+
 class PolicyWithoutSDE(OnPolicyAlgorithm):
-    """Comes last before ``OnPolicyAlgorithm``, which tells every policy whether to use gSDE: contrib's don't know it."""
+    """Comes right before ``OnPolicyAlgorithm``, which tells every policy whether to use gSDE: these do not know it."""
 
     def _setup_model(self) -> None:
         policy_class: Any = self.policy_class
         self.policy_class = lambda *args, use_sde, **kwargs: policy_class(*args, **kwargs)  # type: ignore[assignment]
-        self.policy_class.__name__ = policy_class.__name__
         try:
             super()._setup_model()
         finally:
@@ -39,15 +46,15 @@ class PolicyWithoutSDE(OnPolicyAlgorithm):
 
 class MaskableDAPO(DAPO, PolicyWithoutSDE):
     """
-    DAPO for environments in which not every action is allowed in every state, with the policies of sb3-contrib's
-    ``MaskablePPO``. Ratios, divergences and entropies are of the distribution over the allowed actions. Environments
-    say what is allowed by a method ``action_masks``, their own or that of sb3-contrib's ``ActionMasker``.
+    DAPO for environments in which not everything is allowed in every state, with the policies of sb3-contrib's
+    ``MaskablePPO``. Ratios, divergences and entropies are those of the distribution over what is allowed. Environments
+    tell it by a method ``action_masks``, their own or that of sb3-contrib's ``ActionMasker``.
 
-    Arguments as in :class:`~sb3_dapo.DAPO`, except that ``use_sde`` and ``overlap`` must be False. Actions are Discrete,
+    Arguments as in :class:`~sb3_dapo.DAPO`, but ``use_sde`` and ``overlap`` must be False. Actions are Discrete,
     MultiDiscrete or MultiBinary. With ``divergence_coef=0``, ``n_rollouts=1`` and ``advantage="gae"`` this is
     ``MaskablePPO``, bit for bit.
 
-    :raises ValueError: if an argument is out of its range
+    :raises ValueError: if an argument is out of its range, or the action space is another
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -55,30 +62,29 @@ class MaskableDAPO(DAPO, PolicyWithoutSDE):
         "CnnPolicy": MaskableCnnPolicy,
         "MultiInputPolicy": MaskableMultiInputActorCriticPolicy,
     }
-
-    policy: MaskableActorCriticPolicy  # type: ignore[assignment]
+    extras = ("contrib",)
     _use_masking = True
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        allowed = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-        is_allowed = isinstance(self.action_space, allowed)
+        is_allowed = isinstance(self.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
         check("action_space", self.action_space, is_allowed, "Discrete, MultiDiscrete or MultiBinary")
         is_maskable = issubclass(self.policy_class, MaskableActorCriticPolicy)
         check("policy", self.policy_class, is_maskable, "a subclass of sb3_contrib's MaskableActorCriticPolicy")
-        check("use_sde", self.use_sde, not self.use_sde, "False: gSDE is for continuous actions")
-        check("overlap", self.overlap, not self.overlap, "False: masks are those of all environments at once")
+        check("use_sde", self.use_sde, not self.use_sde, "False, as gSDE is for continuous actions")
+        check("overlap", self.overlap, not self.overlap, "False, as masks are asked of all environments at once")
 
     @property
     def acting_policy_class(self) -> Callable[..., MaskingPolicy]:  # type: ignore[override]
-        """What stands for the policy while a rollout is collected."""
+        """Makes what stands for the policy while a rollout is collected."""
         return partial(MaskingPolicy, use_masking=self._use_masking, is_lean=self._is_fast())
 
     def _evaluate(self, samples: RolloutRingSamples) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
-        with lean_distribution(self.policy, choice_sizes(self.action_space), self._is_fast()):
+        policy: Any = self.policy
+        with lean_distribution(policy, choice_sizes(self.action_space), self._is_fast()):
             return super()._evaluate(samples)
 
-    def learn(
+    def learn(  # type: ignore[override]
         self: SelfMaskableDAPO,
         total_timesteps: int,
         callback: MaybeCallback = None,
@@ -89,18 +95,18 @@ class MaskableDAPO(DAPO, PolicyWithoutSDE):
         progress_bar: bool = False,
     ) -> SelfMaskableDAPO:
         """
-        As in SB3, with one parameter more.
+        Parameters as in SB3, and
 
-        :param use_masking: ask the environments for masks; otherwise every action is allowed
-        :raises ValueError: if the environments have no masks, or allow nothing at all in some state
+        :param use_masking: ask the environments for masks; else everything is allowed
+        :raises ValueError: if the environments have none, or allow nothing at all in some state
         """
         has_masks = self.env is not None and is_masking_supported(self.env)
-        reason = f"False, as the environments have no method `action_masks` ({self.env}): see ActionMasker"
+        reason = f"False for environments without a method `action_masks` ({self.env}); ActionMasker gives them one"
         check("use_masking", use_masking, has_masks or not use_masking, reason)
         self._use_masking = use_masking
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
         state: tuple[np.ndarray, ...] | None = None,
@@ -109,12 +115,15 @@ class MaskableDAPO(DAPO, PolicyWithoutSDE):
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        As in SB3, with one parameter more.
+        Parameters as in SB3, and
 
-        :param action_masks: what is allowed: bool, one row for each observation; ``None``: everything
-        :raises ValueError: if that has another shape, or nothing is allowed
+        :param action_masks: what is allowed, a row for each observation; ``None``: everything
+        :raises ValueError: if it has another shape, or allows nothing
         """
+        policy: Any = self.policy
         if action_masks is not None:
-            sizes = choice_sizes(self.action_space)
-            action_masks = check_masks(np.reshape(action_masks, (-1, sum(sizes))), sizes)
-        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+            action_masks = check_masks(np.atleast_2d(action_masks), choice_sizes(self.action_space))
+        return policy.predict(observation, state, episode_start, deterministic, action_masks)
+
+    def predictor_for(self, env: VecEnv) -> Any:
+        return MaskingPredictor(self, env) if is_masking_supported(env) else self
