@@ -50,8 +50,8 @@ class MaskableDAPO(DAPO, PolicyWithoutSDE):
     ``MaskablePPO``. Ratios, divergences and entropies are those of the distribution over what is allowed. Environments
     tell it by a method ``action_masks``, their own or that of sb3-contrib's ``ActionMasker``.
 
-    Arguments as in :class:`~sb3_dapo.DAPO`, but ``use_sde`` and ``overlap`` must be False. Actions are Discrete,
-    MultiDiscrete or MultiBinary. With ``divergence_coef=0``, ``n_rollouts=1`` and ``advantage="gae"`` this is
+    Arguments as in :class:`~sb3_dapo.DAPO`, but without gSDE and ``overlap``. Actions are Discrete, MultiDiscrete or
+    MultiBinary. With ``divergence_coef=0``, ``n_rollouts=1`` and ``advantage="gae"`` this is
     ``MaskablePPO``, bit for bit.
 
     :raises ValueError: if an argument is out of its range, or the action space is another
@@ -71,7 +71,6 @@ class MaskableDAPO(DAPO, PolicyWithoutSDE):
         check("action_space", self.action_space, is_allowed, "Discrete, MultiDiscrete or MultiBinary")
         is_maskable = issubclass(self.policy_class, MaskableActorCriticPolicy)
         check("policy", self.policy_class, is_maskable, "a subclass of sb3_contrib's MaskableActorCriticPolicy")
-        check("use_sde", self.use_sde, not self.use_sde, "False, as gSDE is for continuous actions")
         check("overlap", self.overlap, not self.overlap, "False, as masks are asked of all environments at once")
 
     @property
