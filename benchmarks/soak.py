@@ -4,13 +4,19 @@ from the latest checkpoint, and in the end compared bit for bit with the same ru
 
     python benchmarks/soak.py --kills 200
 
+Runs of the commands, ``sb3-dapo train`` and ``--resume``, are killed likewise. Each resume changes hyperparameters and
+arguments of the environment at random, and what is written down (``config.yml``, ``args.yml``) has to equal what was
+used, as the checkpoints know it.
+
 Each training process is forked from a server that has imported everything, and killed by SIGKILL from outside, wherever
-it happens to be: loading, collecting, learning or writing. Exit status 1 if a run differs or a fault goes unnoticed.
+it happens to be: loading, collecting, learning or writing. Exit status 1 if a run differs, a fault goes unnoticed or
+something else is written down than was used.
 """
 
 import argparse
 import csv
 import hashlib
+import json
 import multiprocessing as mp
 import os
 import random
@@ -22,12 +28,14 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch as th
+import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
@@ -35,6 +43,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStac
 
 from sb3_dapo import DAPO, AdaptiveController, NonFiniteError
 from sb3_dapo.checkpoint import CheckpointCallback, get_random_states, latest_checkpoint, learn_until
+from sb3_dapo.checkpoint.checkpoints import read_checkpoint
 
 FORKSERVER = mp.get_context("forkserver")
 N_CHECKPOINTS = 20  # per run
@@ -306,20 +315,147 @@ def damage(path: Path, rng: random.Random) -> None:
     path.write_bytes(content)
 
 
-def find_latest(folder: Path) -> tuple[Path | None, set[Path]]:
+def find_latest(folder: Path, name_prefix: str = "checkpoint") -> tuple[Path | None, set[Path]]:
     """
     :param folder: of a run
+    :param name_prefix: of its checkpoints
     :return: the checkpoint to resume from, and those that were reported as damaged
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        latest = latest_checkpoint(folder)
+        latest = latest_checkpoint(folder, name_prefix)
     messages = [str(warning.message) for warning in caught]
     return latest, {path for path in folder.glob("*.zip") if any(f"{path} cannot" in message for message in messages)}
 
 
 def steps_of(path: Path | None) -> int:
-    return 0 if path is None else int(path.name.split("_")[1])
+    return 0 if path is None else int(path.name.split("_")[-2])
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+COMMANDS = "sb3-dapo train --resume, Pendulum with other settings"
+COMMANDS_TIMESTEPS = 20_480
+PREFIX = "rl_model"  # of the checkpoints that the commands write
+# What a resume may change, and what to: numbers that YAML and the command line write alike
+HYPERPARAMS = {
+    "learning_rate": (0.001, 0.0005, 0.0002),
+    "n_epochs": (1, 2, 3),
+    "ent_coef": (0.0, 0.01),
+    "divergence_coef": (0.05, 0.1, 0.3),
+    "clip_range": (0.1, 0.2, 0.3),
+    "gae_lambda": (0.9, 0.95),
+}
+ENV_KWARGS = {"g": (9.0, 9.81, 11.0)}
+
+
+def run_command(arguments: list[str]) -> None:
+    """:param arguments: of ``sb3-dapo``"""
+    th.set_num_threads(1)
+    sys.argv = ["sb3-dapo", *arguments]
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    (command,) = entry_points(group="console_scripts", name="sb3-dapo")
+    command.load()()
+
+
+def draw(rng: random.Random, choices: dict[str, tuple[Any, ...]], p: float) -> dict[str, Any]:
+    """Other settings, each with probability p."""
+    return {name: rng.choice(values) for name, values in choices.items() if rng.random() < p}
+
+
+def as_arguments(hyperparams: dict[str, Any], env_kwargs: dict[str, Any]) -> list[str]:
+    arguments: list[str] = []
+    for option, values in (("--hyperparams", hyperparams), ("--env-kwargs", env_kwargs)):
+        if values:
+            arguments += [option, *(f"{name}:{value}" for name, value in values.items())]
+    return arguments
+
+
+def find_wrong_settings(run: Path, hyperparams: dict[str, Any], env_kwargs: dict[str, Any]) -> list[str]:
+    """
+    :param run: folder of a run
+    :param hyperparams: those that its last process which wrote them down was given
+    :param env_kwargs: likewise
+    :return: what is written down otherwise, or was used otherwise by that process
+    """
+    files = [run / "Pendulum-v1" / name for name in ("config.yml", "args.yml")]
+    config, args = (yaml.load(file.read_text(), Loader=yaml.UnsafeLoader) for file in files)
+    config = dict(config)
+    problems = [
+        f"{name} is {config.get(name)} in config.yml, was given as {value}"
+        for name, value in hyperparams.items()
+        if config.get(name) != value
+    ]
+    if args["env_kwargs"] != env_kwargs:
+        problems.append(f"env_kwargs are {args['env_kwargs']} in args.yml, were given as {env_kwargs}")
+    checkpoint, _ = find_latest(run, PREFIX)
+    if checkpoint is None or checkpoint.stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in files):
+        return problems  # the process was killed before it wrote one
+    model = DAPO.load(checkpoint, device="cpu")
+    for name in HYPERPARAMS.keys() & config.keys():
+        used = getattr(model, name)
+        used = used(1.0) if callable(used) else used
+        if used != config[name]:
+            problems.append(f"{name} is {config[name]} in config.yml, {used} was used")
+    _, env_state, _ = read_checkpoint(checkpoint)
+    used_g = {text for made in env_state.made for setting, text in made.items() if setting.name == "g"}
+    if used_g != {repr(args["env_kwargs"]["g"])}:
+        problems.append(f"g is {args['env_kwargs']['g']} in args.yml, {used_g} was used")
+    return problems
+
+
+def soak_commands(name: str, run_seed: int, rng: random.Random, folder: Path, result: "Result") -> None:
+    """
+    One run of the commands, killed until it is through, with other settings at every resume. Parameters as of
+    :func:`soak`; it is counted as equal if nothing that was written down differs from what was used.
+    """
+    began = time.monotonic()
+    start_arguments = ["train", "--algo", "dapo", "--env", "Pendulum-v1", "-f", str(folder), "--seed", str(run_seed)]
+    run = folder / "dapo" / "Pendulum-v1_1"
+    files = [run / "Pendulum-v1" / name for name in ("config.yml", "args.yml")]
+    hyperparams: dict[str, Any] = {"n_steps": 256, "n_envs": 2, "policy": "MlpPolicy"}
+    env_kwargs: dict[str, Any] = {}
+    n_problems = len(result.problems)
+    while steps_of(find_latest(run, PREFIX)[0]) < COMMANDS_TIMESTEPS:
+        is_resumed = find_latest(run, PREFIX)[0] is not None
+        if is_resumed:
+            new_hyperparams, new_env_kwargs = draw(rng, HYPERPARAMS, 0.4), draw(rng, ENV_KWARGS, 0.5)
+            arguments = [*start_arguments, "--resume", *as_arguments(new_hyperparams, new_env_kwargs)]
+        else:
+            shutil.rmtree(folder / "dapo", ignore_errors=True)
+            new_hyperparams, new_env_kwargs = {**hyperparams, **draw(rng, HYPERPARAMS, 0.5)}, draw(rng, ENV_KWARGS, 1)
+            saving = ["-n", str(COMMANDS_TIMESTEPS), "--save-freq", "1024", "--eval-freq", "-1"]
+            quoted = {key: json.dumps(value) for key, value in new_hyperparams.items()}
+            arguments = [*start_arguments, *saving, *as_arguments(quoted, new_env_kwargs)]
+        before = [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
+        process = FORKSERVER.Process(target=run_command, args=(arguments,))
+        process.start()
+        result.processes += 1
+        process.join(rng.uniform(1.0, 12.0))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            result.kills += 1
+        elif process.exitcode != 0:
+            result.problems.append(f"{' '.join(arguments)}: exit code {process.exitcode}")
+        # A kill may come between the two
+        is_written = [
+            file.exists() and file.stat().st_mtime_ns != time for file, time in zip(files, before, strict=True)
+        ]
+        if is_written[0]:
+            hyperparams = {**hyperparams, **new_hyperparams}
+        if is_written[1]:
+            env_kwargs = {**env_kwargs, **new_env_kwargs}
+            result.changes += is_resumed and bool(new_hyperparams or new_env_kwargs)
+        if files[1].exists():
+            wrong = find_wrong_settings(run, hyperparams, env_kwargs)
+            result.problems += [f"{text}, after {' '.join(arguments)}" for text in wrong]
+        if len(result.problems) > 10:
+            raise RuntimeError(f"{name!r}: {result.problems}")
+    result.runs += 1
+    result.steps_of_runs += COMMANDS_TIMESTEPS
+    result.runs_equal += len(result.problems) == n_problems
+    result.minutes += (time.monotonic() - began) / 60
 
 
 # --- soak -----------------------------------------------------------------------------------------
@@ -337,6 +473,7 @@ class Result:
     faults_caught: int = 0
     steps_of_runs: int = 0
     steps_lost: int = 0
+    changes: int = 0
     runs_equal: int = 0
     minutes: float = 0.0
     problems: list[str] = field(default_factory=list)
@@ -435,17 +572,22 @@ def write_table(path: Path, results: list[Result]) -> list[dict[str, Any]]:
     return rows
 
 
+ALL = [*SCENARIOS, COMMANDS]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="go on until there were so many kills (default: 200)")
     parser.add_argument("--hours", type=float, default=24.0, help="but begin no run after so many hours (default: 24)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the runs and of what happens to them (default: 0)")
-    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
+    parser.add_argument("--scenarios", nargs="+", choices=ALL, default=ALL, metavar="NAME")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results" / "soak.csv", help="CSV file to write"
     )
     args = parser.parse_args()
-    FORKSERVER.set_forkserver_preload(["sb3_dapo", "torch._dynamo", "stable_baselines3.common.env_util", "ale_py"])
+    FORKSERVER.set_forkserver_preload(
+        ["sb3_dapo", "torch._dynamo", "stable_baselines3.common.env_util", "ale_py", "rl_zoo3.train"]
+    )
 
     began = time.monotonic()
     rng = random.Random(args.seed)
@@ -457,7 +599,7 @@ def main() -> None:
         name = args.scenarios[(run_seed - args.seed) % len(args.scenarios)]
         folder = Path(tempfile.mkdtemp(prefix="soak_"))
         n_problems = len(results[name].problems)
-        soak(name, run_seed, rng, folder, results[name])
+        (soak_commands if name == COMMANDS else soak)(name, run_seed, rng, folder, results[name])
         total = write_table(args.output, list(results.values()))[-1]
         print(
             f"{(time.monotonic() - began) / 60:6.1f} min, run {run_seed} ({name}): {total['kills']} kills, "

@@ -37,6 +37,7 @@ from stable_baselines3.common.vec_env import (
     VecFrameStack,
     VecMonitor,
     VecNormalize,
+    VecTransposeImage,
 )
 
 from sb3_dapo import DAPO, AdaptiveController
@@ -742,7 +743,8 @@ def test_state_under_the_name_of_an_argument_is_restored(n_envs: int, algo: type
     """The level of a curriculum, also where the new environment has been used before; a number drawn by chance."""
     make = partial(make_vec_env, SettingsEnv, n_envs, seed=0, env_kwargs={"by_chance": n_envs > 1})
     model = saved_run(algo, make, tmp_path / "checkpoint")
-    levels, envs = model.env.get_attr("level"), [make(), model.env]
+    assert isinstance(model.env, VecTransposeImage)
+    levels, envs = model.env.get_attr("level"), [make(), model.env, model.env.venv]
     assert min(levels) > 1
     luck = model.env.get_attr("luck") if n_envs > 1 else []
     expected = state_of(model.learn(64 * n_envs, reset_num_timesteps=False))

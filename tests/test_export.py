@@ -501,13 +501,15 @@ def test_training_arguments_that_cannot_be_described_are_asked_for(
         ("MlpPolicy", {"policy_kwargs": {"ortho_init": 1}}, "policy_kwargs.ortho_init"),
         ("MlpPolicy", {"policy_kwargs": {"net_arch": [2] * 257}}, "policy_kwargs.net_arch"),
         ("own", {"policy_kwargs": {"net_arch": "small"}}, "policy_kwargs.net_arch"),
+        ("own", {"policy_kwargs": {"table": [0.5] * 300_000}}, "policy_kwargs.table"),
+        ("own", {"policy_kwargs": {"table": [[[[[[[[[[[[[[[[3]]]]]]]]]]]]]]]]}}, "policy_kwargs.table"),
     ],
 )
 def test_what_would_not_be_read_is_left_out(policy: Any, kwargs: dict[str, Any], name: str, tmp_path: Path) -> None:
     """At the end of a run an unusual argument is no reason to refuse the model."""
 
     class NamedSizes(ActorCriticPolicy):
-        def __init__(self, *args: Any, net_arch: Any = None, **kwargs: Any) -> None:
+        def __init__(self, *args: Any, net_arch: Any = None, table: Any = None, **kwargs: Any) -> None:
             super().__init__(*args, net_arch=[4] if net_arch == "small" else net_arch, **kwargs)
 
     own = {"policy": NamedSizes} if policy == "own" else {}
@@ -546,7 +548,7 @@ UNEVEN = np.linspace(1, 2, 60_000, dtype=np.float32)
     "policy, space, own, match",
     [
         ("MlpPolicy", FLOATS, {"features_extractor_class": Remembering}, "_extra_state' must be a tensor"),
-        ("MlpPolicy", spaces.Box(-UNEVEN, UNEVEN), {"net_arch": [2]}, "so many different bounds"),
+        ("MlpPolicy", spaces.Box(-UNEVEN, UNEVEN), {"net_arch": [2]}, "description would be larger than"),
         (
             "MultiInputPolicy",
             spaces.Dict({1: spaces.Box(-1, 1, (2,))}),
@@ -821,7 +823,7 @@ def test_a_failure_leaves_the_previous_model(folder: Path, failing: str, monkeyp
     elif failing == "rename":
         monkeypatch.setattr(Path, "rename", fail_at_second)
     else:
-        monkeypatch.setattr("sb3_dapo.export.exporting.check_tensors", fail)
+        monkeypatch.setattr("sb3_dapo.export.folder.check_tensors", fail)
     with pytest.raises(OSError, match="no space left"):
         make_model(ALL_ALGOS[0], "MlpPolicy", "CartPole-v1", seed=5).export(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

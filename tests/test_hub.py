@@ -450,26 +450,26 @@ def test_names_of_repositories(hub: HubServer, model: DAPO) -> None:
 
 
 class Sibling(DAPO):
-    """An algorithm that has an argument more."""
+    """An algorithm of a user, with an argument of its own."""
 
-    def __init__(self, policy: Any, env: Any, *args: Any, patience: int = 3, **kwargs: Any) -> None:
-        self.patience = patience
-        super().__init__(policy, env, *args, **kwargs)
+    def __init__(self, *args: Any, bonus: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.bonus = bonus
 
 
 def test_a_sibling_has_a_card_of_its_own(hub: HubServer) -> None:
-    model = Sibling("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, patience=7, device="cpu").learn(32)
+    model = Sibling("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, bonus=0.25, device="cpu").learn(32)
     model.push_to_hub(REPO, eval_env="CartPole-v1", n_eval_episodes=1)
     repository = hub.repositories[REPO]
     assert repository.commits[-1].message == "Upload Sibling agent"
     card = repository.files["README.md"].decode()
     assert "# Sibling on CartPole-v1\n" in card and "| argument of `Sibling` | value |" in card
-    assert "| `patience` | `7` |" in card and "DAPO" not in card
+    assert "| `bonus` | `0.25` |" in card and "DAPO" not in card
     assert front_matter(card)["model-index"][0]["name"] == "Sibling"
     assert f"from {__name__} import Sibling" in card
     assert 'Sibling.from_pretrained("lab/agent", env="CartPole-v1")' in card
     loaded = Sibling.from_pretrained(REPO, env="CartPole-v1")
-    assert type(loaded) is Sibling and loaded.patience == 7
+    assert type(loaded) is Sibling and loaded.bonus == 0.25
     assert_same_actions(model, loaded)
 
 

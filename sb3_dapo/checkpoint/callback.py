@@ -8,14 +8,8 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_dapo.checkpoint.checkpoints import (
-    Checkpoints,
-    ModelT,
-    get_training_env_state,
-    read_checkpoint,
-    temporary_of,
-    warnings_of,
-)
+from sb3_dapo.checkpoint.checkpoints import Checkpoints, ModelT, read_checkpoint, temporary_of, warnings_of
+from sb3_dapo.checkpoint.env_state import get_env_state
 
 
 def latest_checkpoint(folder: str | Path, name_prefix: str = "checkpoint") -> Path | None:
@@ -96,7 +90,7 @@ class CheckpointCallback(BaseCallback):
                 f"`save_path` must be a folder without checkpoints for a new run, but there is {existing}: load it "
                 "with `load_checkpoint` to go on, or name another folder"
             )
-        state = get_training_env_state(self.training_env, bool(self.reset_envs))
+        state = get_env_state(self.training_env, without_constants=bool(self.reset_envs))
         if self.reset_envs is None:
             self.reset_envs = bool(state.reason)
         self._warn_once(warnings_of(state, self.reset_envs))  # now rather than after hours of training

@@ -17,13 +17,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dapo.buffers import RolloutRing
 from sb3_dapo.checkpoint.env_state import (
     OTHERWISE,
     EnvState,
-    NotRestorableError,
     get_env_state,
     note_made,
     set_env_state,
@@ -136,7 +134,7 @@ class Checkpoints(OnPolicyAlgorithm):
             random_states = start.random_states
         else:
             random_states = get_random_states(self.device) if resumption is None else resumption.random_states
-        env_state = get_training_env_state(env, reset_envs)
+        env_state = get_env_state(env, without_constants=reset_envs)
         reset_seed = None
         if reset_envs:
             reset_seed = derive_seed(self.seed, self.num_timesteps)
@@ -235,7 +233,7 @@ class Checkpoints(OnPolicyAlgorithm):
                 )
         elif reason:
             if reason != OTHERWISE:
-                warnings.warn(inexact(reason), stacklevel=3)
+                warnings.warn(_inexact(reason), stacklevel=3)
             # SB3 resets environments when there is no last observation; not again with the seeds of the run's beginning
             self._last_obs = None
             self.env.seed(derive_seed(self.seed, self.num_timesteps))
@@ -284,37 +282,16 @@ def load_checkpoint(cls: type[ModelT], path: str | Path, env: GymEnv, *args: Any
     return cls.load_checkpoint(path, env, *args, **kwargs)
 
 
-def get_training_env_state(env: VecEnv, reset_envs: bool) -> EnvState:
-    """
-    :param env: environments that a model is trained in
-    :param reset_envs: whether they begin new episodes at the checkpoint
-    :return: their state
-    :raises ValueError: if a wrapper of the ``VecEnv`` cannot be saved
-    """
-    try:
-        return get_env_state(env, without_constants=reset_envs)
-    except NotRestorableError as error:
-        raise ValueError(f"a VecEnv wrapper cannot be saved in a checkpoint: {error}") from error
-
-
 def warnings_of(env_state: EnvState, reset_envs: bool) -> list[str]:
-    """
-    :param env_state: of a checkpoint
-    :param reset_envs: whether new episodes begin at the checkpoint
-    :return: what its user should know
-    """
-    texts = [inexact(env_state.reason)] if env_state.reason and not reset_envs else []
+    """What the user of a checkpoint should know, which holds such a state and was written with this ``reset_envs``."""
+    texts = [_inexact(env_state.reason)] if env_state.reason and not reset_envs else []
     if env_state.large:
         advice = "" if reset_envs else ". With `reset_envs=True` what never changes is left out"
         texts.append(f"The environments take much space in every checkpoint: {env_state.large}{advice}")
     return texts
 
 
-def inexact(reason: str) -> str:
-    """
-    :param reason: why environments cannot be saved
-    :return: text of a warning
-    """
+def _inexact(reason: str) -> str:
     return (
         f"The environments cannot be saved in mid-episode ({reason}): on resume they are reset, and the run does not "
         "equal an uninterrupted one. With `reset_envs=True` it does: new episodes begin at every checkpoint"
@@ -379,10 +356,7 @@ def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def temporary_of(path: Path) -> Path:
-    """
-    :param path: of a checkpoint
-    :return: of the file that becomes it when it is complete
-    """
+    """The file that becomes a checkpoint when it is complete."""
     return path.with_name(f".{path.name}.tmp")
 
 

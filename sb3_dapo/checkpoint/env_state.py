@@ -16,13 +16,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import EzPickle
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import (
-    DummyVecEnv,
-    SubprocVecEnv,
-    VecEnv,
-    VecEnvWrapper,
-    VecMonitor,
-)
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
 # A VecEnv, a wrapper of one, a gymnasium.Env or a wrapper of one. The attributes of each are saved by themselves, as
 # pickling the objects would not do: VecNormalize leaves out its running returns, and an EzPickle environment keeps only
@@ -35,19 +29,22 @@ OTHERWISE = "they are made otherwise"  # a reason that set_env_state has warned 
 
 
 class Setting(NamedTuple):
-    """Name of something that an environment was made with."""
+    """
+    Name of something that an environment was made with.
+
+    :param place: of the layer, from the outside
+    :param owner: class of the layer
+    :param name: of the attribute, or of an argument that is kept in none
+    :param is_argument: whether it was given to the constructor. Other attributes may follow from what was
+    """
 
     place: int
-    """Of the layer, from the outside."""
     owner: str
-    """Class of the layer."""
     name: str
     is_argument: bool
-    """Whether it was given to the constructor; other attributes may follow from what was."""
 
 
-Made = dict[Setting, str]
-"""What a chain of layers was made with, as texts."""
+Made = dict[Setting, str]  # what a chain of layers was made with, as texts that can be compared
 
 # Attributes that lead to another layer, belong to the process, or are written anew at every step
 NOT_STATE: tuple[tuple[type, frozenset[str]], ...] = (
@@ -81,7 +78,7 @@ class EnvState(NamedTuple):
     """Attributes that take much space; empty if there are none."""
 
 
-class NotRestorableError(Exception):
+class NotRestorableError(ValueError):
     """An environment has state that cannot be saved and restored."""
 
 
@@ -93,9 +90,14 @@ def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
     :raises NotRestorableError: if a wrapper of the ``VecEnv`` cannot be saved
     """
     *wrappers, base = _vec_layers(venv)
-    wrappers_state = _dump(venv, [_get_state(wrapper) for wrapper in wrappers])
-    made: list[Made] = vars(venv).get(MADE, [])
-    unchanged = _find_unchanged(made, _describe_all(venv) if made else [])
+    try:
+        wrappers_state = _dump(venv, [_get_state(wrapper) for wrapper in wrappers])
+    except NotRestorableError as error:
+        raise NotRestorableError(f"a VecEnv wrapper cannot be saved in a checkpoint: {error}") from error
+    made = _made_with(venv)
+    now = [*(_describe([wrapper]) for wrapper in wrappers), *_describe_envs(base)] if made else []
+    pairs = list(zip(made, now, strict=False))
+    unchanged = {k for a, b in pairs for k in a.keys() & b.keys() if all(x.get(k) == y.get(k) for x, y in pairs)}
     envs: list[list[str]] = []
     envs_state, reason, large = b"", "", ""
     try:
@@ -104,9 +106,9 @@ def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
         chains = [list(_env_layers(env)) for env in base.envs]
         states = [[_get_state(layer) for layer in chain] for chain in chains]
         for setting in unchanged if without_constants else ():
-            if made[1].get(setting, "").startswith("<"):
+            if made[-1].get(setting, "").startswith("<"):
                 for chain_state in states:
-                    chain_state[setting.place].pop(setting.name)
+                    chain_state[setting.place].pop(setting.name, None)
         envs_state = _dump(venv, (_get_state(base), states))
         envs = [_class_names(chain) for chain in chains]
         if len(envs_state) >= LARGE:
@@ -147,17 +149,22 @@ def set_env_state(venv: VecEnv, state: EnvState) -> str:
     if is_restorable:
         _check_same_envs([_class_names(chain) for chain in chains], state.envs)
     note_made(venv)
-    made = vars(venv)[MADE]
-    of_wrappers, of_envs = _find_differences(state.made[:1], made[:1]), _find_differences(state.made[1:], made[1:])
-    for setting, text in of_wrappers.items():
+    made, n = _made_with(venv), len(wrappers)
+    of_wrappers = [_find_differences(state.made[i : i + 1], made[i : i + 1]) for i in range(n)]
+    of_envs = _find_differences(state.made[n:], made[n:])
+    for setting, text in ((setting, text) for differing in of_wrappers for setting, text in differing.items()):
         if (setting.owner, setting.name) == ("VecNormalize", "norm_obs_keys"):
-            raise ValueError(
-                f"`env` must normalize the same parts of observations as that of the checkpoint, got {text}"
-            )
+            raise ValueError(f"`env` must normalize the same parts of observations as in the checkpoint, got {text}")
     is_otherwise = any(setting.is_argument for setting in of_envs)
-    if of_wrappers or of_envs:
-        _warn_of_differences([*of_wrappers.values(), *of_envs.values()], is_otherwise)
-    _set_states(wrappers, _load(venv, state.wrappers_state), of_wrappers)
+    texts = [text for differing in (*of_wrappers, of_envs) for text in differing.values()]
+    if texts:
+        warnings.warn(
+            f"The environment is made otherwise than that of the checkpoint: {', '.join(texts)}. The new values are "
+            f"used{' and new episodes begin' if is_otherwise else ''}, so the run may differ from an uninterrupted one",
+            stacklevel=4,
+        )
+    for wrapper, saved, kept in zip(wrappers, _load(venv, state.wrappers_state), of_wrappers, strict=True):
+        _set_states([wrapper], [saved], kept)
     if not is_restorable:
         return state.reason or f"they are in a {type(base).__name__} now"
     if is_otherwise:
@@ -178,30 +185,29 @@ def note_made(venv: VecEnv) -> None:
 
     :param venv: a vectorized environment, best a new one
     """
-    if MADE not in vars(venv):
-        vars(venv)[MADE] = _describe_all(venv)
-
-
-def _find_unchanged(made: list[Made], now: list[Made]) -> set[Setting]:
-    return {
-        setting
-        for setting in (set[Setting]().union(*made) if now else ())
-        if all(a.get(setting) == b.get(setting) for a, b in zip(made, now, strict=True))
-    }
-
-
-def _describe_all(venv: VecEnv) -> list[Made]:
-    """Of the wrappers, and then of each environment; nothing if environments in other processes are busy."""
     *wrappers, base = _vec_layers(venv)
+    for wrapper in wrappers:
+        if MADE not in vars(wrapper):
+            vars(wrapper)[MADE] = _describe([wrapper])
+    if MADE not in vars(base):
+        vars(base)[MADE] = _describe_envs(base)
+
+
+def _made_with(venv: VecEnv) -> list[Made]:
+    """What was noted of each wrapper, and then of each environment; nothing if that was not done."""
+    *wrappers, base = _vec_layers(venv)
+    chains: list[Made] = vars(base).get(MADE, [])
+    return [*(vars(wrapper).get(MADE, {}) for wrapper in wrappers), *chains] if chains else []
+
+
+def _describe_envs(base: VecEnv) -> list[Made]:
+    """Nothing if they are in other processes and busy."""
     if isinstance(base, DummyVecEnv):
-        chains = [_describe(_env_layers(env), with_large=True) for env in base.envs]
-    elif not isinstance(base, SubprocVecEnv):
-        chains = [_describe([base])]
-    elif not base.waiting and not base.closed and all(base.env_is_wrapped(_Question())):  # type: ignore[arg-type]
-        chains = base.get_attr(MADE)
-    else:
-        return []
-    return [_describe(wrappers), *chains]
+        return [_describe(_env_layers(env), with_large=True) for env in base.envs]
+    if not isinstance(base, SubprocVecEnv):
+        return [_describe([base])]
+    is_idle = not base.waiting and not base.closed
+    return base.get_attr(MADE) if is_idle and all(base.env_is_wrapped(_Question())) else []  # type: ignore[arg-type]
 
 
 class _Question:
@@ -226,7 +232,7 @@ def _describe(layers: Iterable[Layer], with_large: bool = False) -> Made:
         values = _attributes(layer)
         given = dict(values.pop("_saved_kwargs", {}))  # as wrappers of Gymnasium keep their arguments
         if not isinstance(layer, gym.Wrapper | VecEnv):
-            spec_kwargs = getattr(getattr(layer, "spec", None), "kwargs", {})
+            spec_kwargs = getattr(getattr(layer, "spec", None), "kwargs", None) or {}
             given = {name: value for name, value in spec_kwargs.items() if name != "render_mode"}
         given = {name: value for name, value in given.items() if not {name, f"_{name}"} & values.keys()}
         for name, value in (given | values).items():
@@ -236,7 +242,7 @@ def _describe(layers: Iterable[Layer], with_large: bool = False) -> Made:
             if text is not None:
                 # Where a file lies changes from machine to machine, and makes no other environment
                 is_argument = (name in given or name.lstrip("_") in names) and not ("'" in text and "/" in text)
-                made[Setting(place, type(layer).__name__, name, is_argument)] = text
+                made[Setting(place, _class_names([layer])[0], name, is_argument)] = text
     return made
 
 
@@ -255,10 +261,12 @@ def _as_text(value: Any) -> str | None:
 
 
 def _digest(value: Any) -> str | None:
-    """Large objects, other than environments, as a text to compare."""
+    """Large objects as a text to compare; None for others, for environments, and for MuJoCo, which pickles slowly."""
+    if isinstance(value, gym.Env | VecEnv) or _package(value) == "mujoco":
+        return None
     buffers: list[pickle.PickleBuffer] = []
     try:
-        content = b"" if isinstance(value, gym.Env | VecEnv) else pickle.dumps(value, 5, buffer_callback=buffers.append)
+        content = pickle.dumps(value, 5, buffer_callback=buffers.append)
         parts = [memoryview(content), *(buffer.raw() for buffer in buffers)]
     except Exception:  # anything may be raised by objects that were not made to be pickled
         return None
@@ -281,15 +289,6 @@ def _find_differences(old: list[Made], new: list[Made]) -> dict[Setting, str]:
                 f"{setting.owner} `{setting.name}` {now or 'not given'} instead of {before or 'not given'}"
             )
     return differing
-
-
-def _warn_of_differences(texts: list[str], is_otherwise: bool) -> None:
-    warnings.warn(
-        f"The environment is made otherwise than that of the checkpoint: {', '.join(texts)}. The new values are used"
-        + (" and new episodes begin" if is_otherwise else "")
-        + ", so the run may differ from one that was not interrupted",
-        stacklevel=5,
-    )
 
 
 # --- layers ---------------------------------------------------------------------------------------
@@ -329,7 +328,7 @@ def _attributes(layer: Layer) -> dict[str, Any]:
     excluded = frozenset[str]().union(*(names for cls, names in NOT_STATE if isinstance(layer, cls)))
     return {
         name: value
-        for name, value in vars(layer).items()
+        for name, value in getattr(layer, "__dict__", {}).items()
         if name not in excluded and not isinstance(value, FUNCTIONS) and _package(value) != "pygame"
     }
 

@@ -62,10 +62,7 @@ def set_random_states(states: dict[str, Any], device: th.device) -> None:
 
 
 def get_log(logger: Logger | None) -> dict[str, Any]:
-    """
-    :param logger: of a model, if it has one
-    :return: what was recorded since the log was last written: the losses of the newest update
-    """
+    """What was recorded since the log was last written: the losses of the newest update."""
     if logger is None:
         return {}
     values = {
@@ -81,10 +78,7 @@ def get_log(logger: Logger | None) -> dict[str, Any]:
 
 
 def set_log(logger: Logger, log: dict[str, Any]) -> None:
-    """
-    :param logger: of a model
-    :param log: what :func:`get_log` gave
-    """
+    """Record what :func:`get_log` gave."""
     for name, entries in log.items():
         getattr(logger, name).update(entries)
 
@@ -116,11 +110,10 @@ def get_callback_states(callback: BaseCallback, reset_seed: int | None) -> dict[
 
 
 def note_callbacks(callback: BaseCallback) -> None:
-    """:param callback: the callback of a run, of whose environments it is noted what they were made with"""
+    """Note what the environments of the callbacks of a run were made with."""
     for child in _walk_callbacks(callback):
-        eval_env = getattr(child, "eval_env", None)
-        if isinstance(eval_env, VecEnv):
-            note_made(eval_env)
+        if isinstance(getattr(child, "eval_env", None), VecEnv):
+            note_made(child.eval_env)  # type: ignore[attr-defined]
 
 
 def set_callback_states(callback: BaseCallback, states: dict[str, dict[str, Any]]) -> None:

@@ -6,13 +6,5 @@ from sb3_dapo.export.folder import DESCRIPTION, PARAMETERS, STATISTICS, ExportEr
 export_model = Exportable.export
 load_model = Exportable.load_exported.__func__  # type: ignore[attr-defined]
 
-__all__ = [
-    "DESCRIPTION",
-    "PARAMETERS",
-    "STATISTICS",
-    "ExportError",
-    "Exportable",
-    "export_model",
-    "load_model",
-    "load_vec_normalize",
-]
+__all__ = ["DESCRIPTION", "PARAMETERS", "STATISTICS", "ExportError", "Exportable", "export_model", "load_model"]
+__all__ += ["load_vec_normalize"]

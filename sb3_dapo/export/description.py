@@ -30,10 +30,7 @@ from sb3_dapo.minatar import MinAtarCnn
 MAX_SPACE_SIZE = 2**22  # numbers in an observation or an action
 MAX_LENGTH = 256  # layers of a network, keys of a Dict space
 
-ACTIVATIONS = (
-    *("CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "Mish"),
-    *("ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softsign", "Tanh", "Tanhshrink"),
-)
+ACTIVATIONS = ["Identity", *th.nn.modules.activation.__all__]
 EXTRACTORS = (FlattenExtractor, NatureCNN, CombinedExtractor, MinAtarCnn)
 OPTIMIZERS = (th.optim.Adam, th.optim.AdamW, th.optim.RMSprop, th.optim.SGD, RMSpropTFLike)
 
@@ -44,10 +41,7 @@ CLASSES: dict[type, dict[str, type]] = {
     th.optim.Optimizer: {cls.__name__: cls for cls in OPTIMIZERS},
 }
 OBJECTS: dict[str, type] = {cls.__name__: cls for cls in (LinearSchedule, AdaptiveController, DualController, Tsallis)}
-SCALARS: dict[Any, tuple[type, ...]] = {
-    **{kind: (kind,) for kind in (bool, int, str, types.NoneType)},
-    float: (float, int),
-}
+SCALARS: dict[Any, tuple[type, ...]] = {float: (float, int), **{x: (x,) for x in (bool, int, str, types.NoneType)}}
 REFUSED = object()
 
 INTEGERS = (f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
@@ -172,10 +166,8 @@ def decode_fields(value: Any, annotations: dict[str, Any], where: str) -> dict[s
 
 def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
     """:return: the description of a space. One of a subclass is described as its base"""
-    # Neither arrays of choices nor keys other than strings
-    is_plain = np.ndim(getattr(space, "nvec", [])) == 1 and all(
-        isinstance(x, str) for x in getattr(space, "spaces", ())
-    )
+    keys, choices = getattr(space, "spaces", ()), getattr(space, "nvec", [])
+    is_plain = np.ndim(choices) == 1 and all(isinstance(key, str) for key in keys)
     for kind, fields in SPACE_FIELDS.items():
         if is_plain and isinstance(space, getattr(spaces, kind)):
             return {"type": kind, **{name: _encode_field(name, getattr(space, name)) for name in fields}}
@@ -219,9 +211,7 @@ def decode_space(value: Any, where: str, limit: int = MAX_SPACE_SIZE) -> spaces.
             return spaces.MultiBinary(size)
         dtype: Any = np.dtype(fields["dtype"])
         if kind == "Box":
-            low, high = (
-                _decode_bounds(fields[name], tuple(size), dtype, f"{where}.{name}") for name in ("low", "high")
-            )
+            low, high = (_decode_bounds(fields[x], tuple(size), dtype, f"{where}.{x}") for x in ("low", "high"))
             return spaces.Box(low, high, tuple(size), dtype.type)
         if kind == "MultiDiscrete":
             return spaces.MultiDiscrete(np.array(size, dtype), dtype.type, start=np.array(fields["start"], dtype))

@@ -33,6 +33,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import ConstantSchedule, check_for_correct_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, is_vecenv_wrapped
 
+import sb3_dapo.export.folder as files
 from sb3_dapo.arguments import arguments_of
 from sb3_dapo.buffers import RolloutRing
 from sb3_dapo.export.description import (
@@ -45,26 +46,7 @@ from sb3_dapo.export.description import (
     encode,
     encode_space,
 )
-from sb3_dapo.export.folder import (
-    DESCRIPTION,
-    MAX_JSON_BYTES,
-    PARAMETERS,
-    STATISTICS,
-    ExportError,
-    Tensors,
-    check_tensors,
-    distinct_tensors,
-    dump_json,
-    dump_tensors,
-    n_bytes_of,
-    naming,
-    parse_json,
-    read_file,
-    read_tensors,
-    refusing,
-    short,
-    write_folder,
-)
+from sb3_dapo.export.folder import ExportError, Tensors, naming, refusing, short
 from sb3_dapo.export.normalization import Normalization
 from sb3_dapo.fast import set_fast
 
@@ -123,14 +105,14 @@ class Exportable(OnPolicyAlgorithm):
         folder = Path(path).resolve()
         if folder.exists() and not _is_replaceable(folder):
             raise ExportError(f"{folder} is not replaced, as it is not an exported model, or holds other files as well")
-        description, files = self._describe()
+        description, contents = self._describe()
         left_out = description.not_exported
         # A folder that would be refused is not worth having
         own = {name: self._argument(name) for name in left_out if name != "policy" and "." not in name}
         own["policy_kwargs"] = {k: v for k, v in self.policy_kwargs.items() if f"policy_kwargs.{k}" in left_out}
         policy: Any = self.policy_class if "policy" in left_out else None
-        files = {DESCRIPTION: dump_json(vars(description)), **files}
-        write_folder(folder, files, lambda new: self._read_exported(new, policy, own))
+        contents = {files.DESCRIPTION: files.dump_json(vars(description)), **contents}
+        files.write_folder(folder, contents, lambda new: self._read_exported(new, policy, own))
         if left_out:
             warnings.warn(
                 f"{', '.join(left_out)} cannot be described as data: whoever loads this model must pass it to "
@@ -188,7 +170,7 @@ class Exportable(OnPolicyAlgorithm):
                 model._check_ring()
             model._setup_model()
         with th.no_grad():
-            for name, parameter in distinct_tensors(model.policy).items():
+            for name, parameter in files.distinct_tensors(model.policy).items():
                 parameter.copy_(parameters[name])
         set_fast(model.policy, description.is_fast)
         if model.use_sde:
@@ -211,53 +193,48 @@ class Exportable(OnPolicyAlgorithm):
     def _fixed_parts(self) -> tuple[dict[str, Any], Tensors]:
         """:return: what training does not change, and no description can leave out: spaces and tensors"""
         described = {name: encode_space(getattr(self, name)) for name in ("observation_space", "action_space")}
+        files.dump_json(described)
         for name, space in described.items():
             decode_space(space, name)
-        if len(dump_json(described)) > MAX_JSON_BYTES:
-            raise ExportError(f"its spaces have so many different bounds that {DESCRIPTION} would be too large")
-        tensors = distinct_tensors(self.policy)
-        n_bytes_of(PARAMETERS, tensors)
+        tensors = files.distinct_tensors(self.policy)
+        files.n_bytes_of(files.PARAMETERS, tensors)
         return described, tensors
 
     def _describe(self) -> tuple[Description, dict[str, bytes]]:
         """:return: the description, and the contents of the other files"""
         described_spaces, tensors = self._fixed_parts()
-        names: dict[Any, str] = {cls: name for name, cls in self.policy_aliases.items()}
         policy_class: Any = self.policy_class
-        policy = names.get(policy_class)
-        not_exported = [] if policy else ["policy"]
+        policy = next((name for name, cls in self.policy_aliases.items() if cls is policy_class), None)
         values = dict(self.policy_kwargs)
-        architecture = values.get("net_arch")
-        if isinstance(architecture, list) and architecture and isinstance(architecture[0], dict):
-            architecture = values["net_arch"] = architecture[0]  # SB3's old form, read as SB3 reads it
-        if policy and isinstance(architecture, dict):
-            values["net_arch"] = {name: architecture[name] for name in ("pi", "vf") if name in architecture}
-        policy_kwargs, left_out = _describe_arguments(
+        net_arch = values.get("net_arch")
+        if isinstance(net_arch, list) and net_arch and isinstance(net_arch[0], dict):
+            net_arch = values["net_arch"] = net_arch[0]  # SB3's old form, read as SB3 reads it
+        if policy and isinstance(net_arch, dict):
+            values["net_arch"] = {name: net_arch[name] for name in ("pi", "vf") if name in net_arch}
+        policy_kwargs, own = _describe_arguments(
             values, lambda described, own: self._decode_policy_kwargs(described, policy_class, not policy, own)
         )
-        not_exported += [f"policy_kwargs.{name}" for name in left_out]
         kinds = self._hyperparameter_types()
+        values = {name: self._argument(name) for name in kinds}
         hyperparameters, left_out = _describe_arguments(
-            {name: self._argument(name) for name in kinds},
-            lambda described, own: decode_arguments(described, kinds, ""),
+            values, lambda described, _: decode_arguments(described, kinds, "")
         )
-        not_exported += left_out
+        not_exported = [*([] if policy else ["policy"]), *(f"policy_kwargs.{name}" for name in own), *left_out]
         if self.rollout_buffer_class is not RolloutRing:
             not_exported.append("rollout_buffer_class")
         if not set(self.rollout_buffer_kwargs) <= set(kinds):  # the model adds its own arguments
             not_exported.append("rollout_buffer_kwargs")
 
-        files = {PARAMETERS: dump_tensors(tensors)}
+        contents = {files.PARAMETERS: files.dump_tensors(tensors)}
         normalization = Normalization.of(self.get_vec_normalize_env())
         if normalization is not None:
-            files[STATISTICS] = dump_tensors(normalization.statistics)
-        versions = {"python": platform.python_version(), "sb3-dapo": version("sb3-dapo")}
-        versions |= {module.__name__: str(module.__version__) for module in (stable_baselines3, th, gym, np)}
+            contents[files.STATISTICS] = files.dump_tensors(normalization.statistics)
+        modules = {module.__name__: str(module.__version__) for module in (stable_baselines3, th, gym, np)}
         description = Description(
             format="sb3-dapo",
             format_version=FORMAT_VERSION,
             algorithm=type(self).__name__,
-            versions=versions,
+            versions={"python": platform.python_version(), "sb3-dapo": version("sb3-dapo"), **modules},
             **described_spaces,
             policy=policy,
             policy_kwargs=policy_kwargs,
@@ -266,9 +243,9 @@ class Exportable(OnPolicyAlgorithm):
             num_timesteps=self.num_timesteps,
             vec_normalize=normalization and normalization.settings,
             not_exported=not_exported,
-            sha256={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+            sha256={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
         )
-        return description, files
+        return description, contents
 
     def _argument(self, name: str) -> Any:
         """:return: value of an argument: an attribute of the same name, but for `stats_window_size`"""
@@ -305,8 +282,9 @@ class Exportable(OnPolicyAlgorithm):
         # The policy is first built without memory, so that later it takes no more than its file does
         with refusing("the policy cannot be built"):
             skeleton = _skeleton(policy_class, found)
-        parameters = read_tensors(folder, PARAMETERS, found.sha256, n_bytes_of(PARAMETERS, skeleton))
-        check_tensors(PARAMETERS, parameters, skeleton)
+        n_bytes = files.n_bytes_of(files.PARAMETERS, skeleton)
+        parameters = files.read_tensors(folder, files.PARAMETERS, found.sha256, n_bytes)
+        files.check_tensors(files.PARAMETERS, parameters, skeleton)
         return found, policy_class, parameters, Normalization.read(folder, found.vec_normalize, found.sha256)
 
     @classmethod
@@ -334,10 +312,10 @@ class Exportable(OnPolicyAlgorithm):
         """
         described = {name: value for name, value in described.items() if name not in given}
         arguments = arguments_of(next(iter(cls.policy_aliases.values())) if is_own else policy_class)
-        kinds = {name: parameter.annotation for name, parameter in arguments.items()}
-        kinds = (dict.fromkeys(described, Any) if is_own else {}) | kinds
-        known = {name: kind for name, kind in kinds.items() if name not in NOT_POLICY_KWARGS}
-        kwargs = decode_arguments(described, known, "policy_kwargs")
+        kinds = dict.fromkeys(described, Any) if is_own else {}
+        kinds |= {name: parameter.annotation for name, parameter in arguments.items()}
+        kinds = {name: kind for name, kind in kinds.items() if name not in NOT_POLICY_KWARGS}
+        kwargs = decode_arguments(described, kinds, "policy_kwargs")
 
         net_arch = kwargs.get("net_arch") or []
         if isinstance(net_arch, dict) and not set(net_arch) <= {"pi", "vf"}:
@@ -347,11 +325,11 @@ class Exportable(OnPolicyAlgorithm):
                 raise ExportError(f"`policy_kwargs.net_arch` must have at most {MAX_LENGTH} layers, got {len(layers)}")
 
         # Arguments for the arguments that are classes
-        for part, kind in (("features_extractor", BaseFeaturesExtractor), ("optimizer", th.optim.Optimizer)):
+        for part, base in (("features_extractor", BaseFeaturesExtractor), ("optimizer", th.optim.Optimizer)):
             name = f"{part}_kwargs"
             default = getattr(arguments.get(f"{part}_class"), "default", None)
             receiver: Any = given.get(f"{part}_class", kwargs.get(f"{part}_class", default))
-            if kwargs.get(name) is not None and receiver in CLASSES[kind].values():
+            if kwargs.get(name) is not None and receiver in CLASSES[base].values():
                 kwargs[name] = decode_arguments(kwargs[name], annotations_of(receiver), f"policy_kwargs.{name}")
         return {**kwargs, **given}
 
@@ -407,39 +385,36 @@ def _is_replaceable(folder: Path) -> bool:
     """:return: whether a path that exists is an exported model and nothing else, or an empty folder"""
     if not folder.is_dir():
         return False
-    names = {path.name for path in folder.iterdir()}
+    others = {path.name for path in folder.iterdir()} - {files.DESCRIPTION, files.PARAMETERS, files.STATISTICS}
     try:
-        return not names or (names <= {DESCRIPTION, PARAMETERS, STATISTICS} and bool(_read_description(folder)))
+        return not any(folder.iterdir()) or (not others and bool(_read_description(folder)))
     except ExportError:
         return False
 
 
 def _describe_arguments(
     values: dict[str, Any], decode: Callable[[dict[str, Any], dict[str, Any]], Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """
-    :return: descriptions of arguments; names of those that have none, or one that ``decode`` refuses, which is given
-        all the descriptions so far, and the values of those that are left out
-    """
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """:return: descriptions of arguments; those left out: of no description, or of one that ``decode`` refuses"""
     described: dict[str, Any] = {}
     left_out: dict[str, Any] = {}
     for name in sorted(values, key=lambda name: name.endswith("_kwargs")):  # classes before what is passed to them
         try:
             candidate = {**described, name: encode(values[name])}
-            decode(candidate, left_out)
+            decode(files.parse_json(files.dump_json({"": candidate}))[""], left_out)
             described = candidate
         except ExportError:
             left_out[name] = values[name]
-    return described, list(left_out)
+    return described, left_out
 
 
 def _read_description(folder: Path) -> Description:
     """:return: the description in an exported model, of which the types of the fields alone are checked"""
     if not folder.is_dir():
         raise ExportError("it is not a folder. (A zip file of `save` is read by `load`, and runs the code in it)")
-    data = read_file(folder, DESCRIPTION, MAX_JSON_BYTES)
-    with naming(DESCRIPTION):
-        described = parse_json(data)
+    data = files.read_file(folder, files.DESCRIPTION, files.MAX_JSON_BYTES)
+    with naming(files.DESCRIPTION):
+        described = files.parse_json(data)
         if not isinstance(described, dict) or described.get("format") != FORMAT:
             raise ExportError(f"it does not describe a model of sb3-dapo: `format` must be {FORMAT!r}")
         format_version = described.get("format_version")
@@ -451,7 +426,7 @@ def _read_description(folder: Path) -> Description:
                 f"sb3-dapo is needed"
             )
         description = Description(**decode_fields(described, get_type_hints(Description), ""))
-        expected = [PARAMETERS] if description.vec_normalize is None else [PARAMETERS, STATISTICS]
+        expected = [files.PARAMETERS] if description.vec_normalize is None else [files.PARAMETERS, files.STATISTICS]
         if sorted(description.sha256) != expected:
             raise ExportError(f"`sha256` must have the entries {expected}, got {short(sorted(description.sha256))}")
         return description
@@ -460,15 +435,14 @@ def _read_description(folder: Path) -> Description:
 def _check_not_exported(names: list[str], policy: object, kwargs: dict[str, Any]) -> None:
     """Ask for what the folder leaves out and was not passed."""
     given = {*kwargs, *(f"policy_kwargs.{name}" for name in kwargs.get("policy_kwargs") or {})}
-    given |= {"policy"} if policy is not None else set()
-    for name in names:
-        if name not in given:
-            argument, _, key = name.partition(".")
-            example = f"{argument}={{{key!r}: ...}}" if key else f"{argument}=..."
-            raise ExportError(
-                f"{short(name)} was left out, as it cannot be described as data (an own class or function, for "
-                f"instance). Pass it: load_exported(path, {example})"
-            )
+    missing = [name for name in names if name not in given and (name != "policy" or policy is None)]
+    if missing:
+        argument, _, key = missing[0].partition(".")
+        example = f"{argument}={{{key!r}: ...}}" if key else f"{argument}=..."
+        raise ExportError(
+            f"{short(missing[0])} was left out, as it cannot be described as data (an own class or function, for "
+            f"instance). Pass it: load_exported(path, {example})"
+        )
 
 
 def _skeleton(policy_class: PolicyClass, description: Description) -> Tensors:
@@ -483,8 +457,8 @@ def _skeleton(policy_class: PolicyClass, description: Description) -> Tensors:
             super()._build(lr_schedule)
 
     kwargs = deepcopy(description.policy_kwargs)  # policies write into it
-    if "use_sde" in arguments_of(policy_class):  # sb3-contrib's policies with masks do not know it
-        kwargs["use_sde"] = description.hyperparameters.get("use_sde", False)
+    if description.hyperparameters.get("use_sde"):
+        kwargs["use_sde"] = True
     with th.device("meta"):
         policy = Skeleton(description.observation_space, description.action_space, ConstantSchedule(0.0), **kwargs)
-        return distinct_tensors(policy)
+        return files.distinct_tensors(policy)

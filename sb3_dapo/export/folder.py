@@ -113,11 +113,14 @@ def read_file(folder: Path, name: str, limit: int) -> bytes:
 
 
 def dump_json(value: dict[str, Any]) -> bytes:
-    """:return: a value in JSON, for people to read"""
+    """:return: a value in JSON, for people to read. One that takes too many bytes is refused"""
     text = json.dumps(value, indent=2, allow_nan=False)
     # Plain lists on one line. A line break is never part of a string in JSON
     text = re.sub(r"\[\n\s+([^][{}]*?)\n\s+\]", lambda found: "[" + re.sub(r"\n\s+", " ", found[1]) + "]", text)
-    return f"{text}\n".encode()
+    data = f"{text}\n".encode()
+    if len(data) > MAX_JSON_BYTES:
+        raise ExportError(f"its description would be larger than the {MAX_JSON_BYTES} bytes that it may have")
+    return data
 
 
 def parse_json(data: bytes) -> Any:

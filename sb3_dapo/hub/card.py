@@ -65,10 +65,7 @@ def confidence_interval(scores: Scores) -> tuple[float, float]:
 
 
 def write_results(folder: Path, evaluation: Evaluation) -> None:
-    """
-    :param folder: what the repository shall hold
-    :param evaluation: written to its ``results.json``, under the names that huggingface_sb3 uses, and some more
-    """
+    """Write ``results.json`` into a folder, with the names that huggingface_sb3 uses, and some more."""
     scores = evaluation.scores
     results: dict[str, Any] = {
         "mean_reward": float(scores.mean()),
@@ -86,12 +83,7 @@ def write_results(folder: Path, evaluation: Evaluation) -> None:
 
 
 def write_card(folder: Path, card: str, env_id: str | None, evaluation: Evaluation | None) -> None:
-    """
-    :param folder: what the repository shall hold, the exported model among it
-    :param card: text of the model card
-    :param env_id: environment, if it is known
-    :param evaluation: of the agent, if there is one
-    """
+    """Write the model card into a folder that has an exported model, with metadata before its text."""
     (folder / CARD).write_text(card, encoding="utf-8")
     client().metadata_save(folder / CARD, metadata(read_description(folder)["algorithm"], env_id, evaluation))
 
@@ -178,13 +170,7 @@ def _score_row(name: str, scores: Scores) -> str:
 
 
 def python_section(description: dict[str, Any], code: str, requirement: str, module: str) -> str:
-    """
-    :param description: of the exported model
-    :param code: program that loads the agent
-    :param requirement: what to install, as pip's argument
-    :param module: that the environment comes from if pip does not install it, else empty
-    :return: section on how to use it in Python
-    """
+    """:return: section on how to use the agent: what pip installs, a program, and a module that pip does not install"""
     notes = ""
     if module:
         notes += f"\n\nThe environment comes from the Python module `{module}`, which must be installed as well."

@@ -39,13 +39,7 @@ def client() -> Any:
 
 
 def upload(api: Any, repo_id: str, folder: Path, commit_message: str) -> Any:
-    """
-    :param api: the Hub's client
-    :param repo_id: the repository
-    :param folder: what it shall hold
-    :param commit_message: summary of the commit
-    :return: what the client says of the commit
-    """
+    """Upload by the Hub's client what a repository shall hold, and return what it says of the commit."""
     unzipped = f"{repo_id.split('/')[-1]}/*"
     return api.upload_folder(
         repo_id=repo_id, folder_path=folder, commit_message=commit_message, delete_patterns=[*GENERATED, unzipped]
@@ -54,12 +48,7 @@ def upload(api: Any, repo_id: str, folder: Path, commit_message: str) -> Any:
 
 @contextmanager
 def copied_export(folder: Path, repo_id: str) -> Iterator[Path]:
-    """
-    :param folder: what a repository holds, as the client has downloaded it
-    :param repo_id: the repository, for messages
-    :return: its exported model, in which there are no links, unlike in the client's cache
-    :raises ValueError: if there is none
-    """
+    """:return: the exported model in a folder that was downloaded, without the links that the client's cache has"""
     if not (folder / EXPORT / DESCRIPTION).is_file():
         raise ValueError(
             f"`repo_id` must name a repository with an exported model, a folder {EXPORT!r} with {DESCRIPTION}, got "
@@ -104,10 +93,7 @@ class PlainSpec(metaclass=_PlainSpec):
 
 
 def find_env_id(env: VecEnv | None) -> str | None:
-    """
-    :param env: vectorized environment, which may be closed
-    :return: what ``gymnasium.make`` calls it, None if that is not known
-    """
+    """:return: what ``gymnasium.make`` calls an environment, which may be closed; None if that is not known"""
     try:
         if env is None or (isinstance(env.unwrapped, SubprocVecEnv) and not env.env_is_wrapped(PlainSpec, 0)[0]):  # type: ignore[arg-type]
             return None
@@ -129,11 +115,7 @@ def foreign_module(env_id: str | None) -> str:
 
 
 def requirement(env_id: str | None, *extras: str) -> str:
-    """
-    :param env_id: environment, if it is known
-    :param extras: extras of this package that are needed besides the Hub's
-    :return: what to install to play in it, as pip's argument
-    """
+    """:return: what to install to play in an environment, as pip's argument, with the Hub's extra and others"""
     module = entry_point(env_id)
     of_env = [extra for prefix, extra in EXTRAS.items() if module.startswith(prefix)]
     return f"sb3-dapo[{','.join(['hub', *extras, *of_env])}]"

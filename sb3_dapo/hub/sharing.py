@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize, is_vecenv_wrapped
 
 from sb3_dapo.arguments import check_int
-from sb3_dapo.export import Exportable, load_vec_normalize
+from sb3_dapo.export import STATISTICS, Exportable, load_vec_normalize
 from sb3_dapo.export.exporting import vectorized
 from sb3_dapo.hub.card import Evaluation, model_card, python_section, settings_section, write_card, write_results
 from sb3_dapo.hub.repository import (
@@ -75,6 +75,7 @@ class HubModel(Exportable):
         :raises ValueError: if the model cannot be exported
         """
         check_int("n_eval_episodes", n_eval_episodes, 1)
+        message = f"Upload {type(self).__name__} agent" if commit_message is None else commit_message
         api = client().HfApi(token=token)
         client().utils.validate_repo_id(repo_id)
         if "/" not in repo_id:
@@ -89,10 +90,10 @@ class HubModel(Exportable):
 
             evaluation, env_id = None, self._env_id()
             if eval_env is not None:
-                env = prepare_eval_env(eval_env, folder)
-                env_id = find_env_id(env) or env_id
-                evaluation = evaluate(self, env, n_eval_episodes, deterministic)
+                env = vectorized(eval_env)
+                evaluation = evaluate(self, env, folder / EXPORT, n_eval_episodes, deterministic)
                 write_results(folder, evaluation)
+                env_id = find_env_id(env) or env_id
             description = read_description(folder)
             code = program(type(self), repo_id, env_id, folder)
             usage = python_section(description, code, requirement(env_id, *self.extras), foreign_module(env_id))
@@ -100,7 +101,7 @@ class HubModel(Exportable):
             write_card(folder, card, env_id, evaluation)
             # Whatever can fail on this machine has not failed
             url = api.create_repo(repo_id, private=private, exist_ok=True)
-            upload(api, url.repo_id, folder, commit_message or f"Upload {type(self).__name__} agent")
+            upload(api, url.repo_id, folder, message)
         return str(url)
 
     @classmethod
@@ -142,18 +143,13 @@ class HubModel(Exportable):
             ignore_patterns=[METRICS, "*/*.zip"],
         )
         if trust_pickle:
-            return cls._load_pickles(repo_id, Path(snapshot), env, device, **kwargs)
+            return cls._load_pickles(repo_id, Path(snapshot), env, device=device, **kwargs)
         with copied_export(Path(snapshot), repo_id) as folder:
             return cls.load_exported(folder, env, device, **kwargs)
 
     @classmethod
     def _load_pickles(
-        cls: type[SelfHubModel],
-        repo_id: str,
-        folder: Path,
-        env: GymEnv | str | None,
-        device: th.device | str,
-        **kwargs: Any,
+        cls: type[SelfHubModel], repo_id: str, folder: Path, env: GymEnv | str | None, **kwargs: Any
     ) -> SelfHubModel:
         """As :meth:`from_pretrained`, of the pickles in a folder that was downloaded."""
         names = sorted(path.name for path in folder.glob("*.zip") if path.name != METRICS)
@@ -171,10 +167,9 @@ class HubModel(Exportable):
             if venv is not None:
                 vec_normalize.set_venv(venv)
                 venv = vec_normalize
-        model = cls.load(folder / names[0], env=venv, device=device, **kwargs)
         if venv is None:
-            model._vec_normalize_env = vec_normalize
-        return model
+            kwargs["_vec_normalize_env"] = vec_normalize
+        return cls.load(folder / names[0], env=venv, **kwargs)
 
     def predictor_for(self, env: VecEnv) -> Any:
         """
@@ -197,22 +192,11 @@ class HubModel(Exportable):
         return [*super()._excluded_save_params(), "_known_env"]
 
 
-def prepare_eval_env(env: GymEnv | str, folder: Path) -> VecEnv:
-    """
-    :param env: environment to evaluate in
-    :param folder: folder with the exported model
-    :return: vectorized environment, with the model's statistics if it was trained with ``VecNormalize``
-    """
-    venv = vectorized(env)
-    if read_description(folder)["vec_normalize"] is None or is_vecenv_wrapped(venv, VecNormalize):
-        return venv
-    vec_normalize = load_vec_normalize(folder / EXPORT, venv)
-    vec_normalize.norm_reward = False
-    return vec_normalize
-
-
-def evaluate(model: HubModel, env: VecEnv, n_episodes: int, deterministic: bool) -> Evaluation:
-    """:return: the scores of a model, and what they are"""
+def evaluate(model: HubModel, env: VecEnv, exported: Path, n_episodes: int, deterministic: bool) -> Evaluation:
+    """:return: the scores in an environment, with the statistics of the exported model if there are any"""
+    if (exported / STATISTICS).is_file() and not is_vecenv_wrapped(env, VecNormalize):
+        env = load_vec_normalize(exported, env)
+        env.norm_reward = False
     player = model.predictor_for(env)
     scores, _ = evaluate_policy(player, env, n_episodes, deterministic, return_episode_rewards=True, warn=False)
     is_monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
@@ -223,31 +207,21 @@ def evaluate(model: HubModel, env: VecEnv, n_episodes: int, deterministic: bool)
 
 def program(cls: type[HubModel], repo_id: str, env_id: str | None, folder: Path) -> str:
     """
-    :param cls: class of the model
-    :param repo_id: the repository
-    :param env_id: environment, if it is known
-    :param folder: folder with the exported model
-    :return: program that loads the model, and plays if nothing but the environment's name is needed for that
+    :return: program that loads a model of the class, and plays if nothing but the name of its environment is needed for
+        that, which is tried with the exported model in the folder
     """
     name, package = cls.__name__, cls.__module__.partition(".")[0]
     is_public = getattr(import_module(package), name, None) is cls
     own_import = f"from {package if is_public else cls.__module__} import {name}"
+    imports, env, play = "", "", "print(model.observation_space, model.action_space)"
     if entry_point(env_id).startswith("gymnasium.") and cls.predictor_for is HubModel.predictor_for:
         try:
             cls.load_exported(folder / EXPORT, env_id, device="cpu")
         except (ValueError, gym.error.Error):
             pass  # it has wrappers that change its spaces
         else:
-            return f"""\
-from stable_baselines3.common.evaluation import evaluate_policy
-
-{own_import}
-
-model = {name}.from_pretrained("{repo_id}", env="{env_id}")
-mean_reward, std_reward = evaluate_policy(model, model.get_env())
-print(f"{{mean_reward:.2f}} +/- {{std_reward:.2f}}")"""
-    return f"""\
-{own_import}
-
-model = {name}.from_pretrained("{repo_id}")
-print(model.observation_space, model.action_space)"""
+            imports = "from stable_baselines3.common.evaluation import evaluate_policy\n\n"
+            env = f', env="{env_id}"'
+            play = "mean_reward, std_reward = evaluate_policy(model, model.get_env())\n"
+            play += 'print(f"{mean_reward:.2f} +/- {std_reward:.2f}")'
+    return f'{imports}{own_import}\n\nmodel = {name}.from_pretrained("{repo_id}"{env})\n{play}'

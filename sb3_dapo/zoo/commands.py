@@ -11,19 +11,35 @@ from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dapo.cli import LOG_FOLDER, main
-from sb3_dapo.zoo.agents import make_env
+from sb3_dapo.zoo.evaluation import make_env
+from sb3_dapo.zoo.exp_manager import ExperimentManager
 from sb3_dapo.zoo.parsers import RunParser, TrainParser
+
+# Packages whose errors, before training begins, say what is wrong with the arguments
+REFUSING = {"sb3_dapo", "rl_zoo3", "stable_baselines3", "gymnasium"}
+
+
+def is_refusal(error: Exception) -> bool:
+    """
+    Whether this package, or a library that it calls, refuses what the user asked for, and says why. What goes wrong in
+    training, or in the user's own code, is none: there one needs to know where.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    is_told = isinstance(error, (ValueError, FileNotFoundError, AssertionError, gym.error.Error)) and str(error) != ""
+    # "__main__" is a script of the Zoo
+    is_ours = packages[-1] in REFUSING and set(packages) <= REFUSING | sys.stdlib_module_names | {"__main__"}
+    is_training = ExperimentManager.learn.__code__ in [frame.f_code for frame in frames]
+    return is_told and is_ours and not is_training
 
 
 @contextmanager
 def replaced(owner: Any, **values: Any) -> Iterator[None]:
-    """
-    :param owner: module or class
-    :param values: what its attributes shall be, until the context ends
-    """
+    """Context in which attributes of a module or class have other values."""
     before = {name: getattr(owner, name) for name in values}
     try:
         for name, value in values.items():
@@ -35,11 +51,7 @@ def replaced(owner: Any, **values: Any) -> Iterator[None]:
 
 
 def replaced_parser(module: ModuleType, parser: Callable[..., argparse.ArgumentParser]) -> Any:
-    """
-    :param module: a module of the Zoo whose function creates a parser and reads the command line with it
-    :param parser: what it shall create instead of an `ArgumentParser`
-    :return: context in which it does so
-    """
+    """Context in which a module of the Zoo creates this parser instead of an `ArgumentParser`."""
     return replaced(module, argparse=SimpleNamespace(ArgumentParser=parser))
 
 
@@ -77,16 +89,12 @@ def benchmark() -> None:
 
     def call(command: list[str]) -> int:
         """Here and not in a new process, which would not know algorithms that this one has registered."""
-        arguments, sys.argv = sys.argv, ["sb3-dapo", "enjoy", *command[2:]]
-        try:
-            main()
-        except SystemExit as error:
-            return 1 if error.code else 0
-        except Exception:
-            traceback.print_exc()
-            return 1
-        finally:
-            sys.argv = arguments
+        with replaced(sys, argv=["sb3-dapo", "enjoy", *command[2:]]):
+            try:
+                main()
+            except (Exception, SystemExit):
+                traceback.print_exc()
+                return 1
         return 0
 
     # Own agents unless the user names a folder: the Zoo would first download all of its agents from the Hub

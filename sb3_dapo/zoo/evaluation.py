@@ -1,10 +1,14 @@
-"""Scores of whole games, unclipped, of trained agents and of the uniform random policy."""
+"""Trained agents, and scores of whole games, unclipped, of them and of the uniform random policy."""
 
 import argparse
 import os
+import pickle
 import shutil
 import sys
+import warnings
 from contextlib import redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,72 +16,173 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from huggingface_sb3 import EnvironmentName
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rl_zoo3.utils import ALGOS
+from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
 
+from sb3_dapo.checkpoint import vec_normalize_of
 from sb3_dapo.cli import DEFAULT_ALGO
-from sb3_dapo.zoo.agents import Agent, make_env
-from sb3_dapo.zoo.exp_manager import ExperimentManager
-from sb3_dapo.zoo.parsers import Assignments, agent_parser, positive
-from sb3_dapo.zoo.runs import check_env, import_packages
+from sb3_dapo.zoo.exp_manager import BEST_STATISTICS, ExperimentManager
+from sb3_dapo.zoo.parsers import BEST_MODEL, CHECKPOINT_PREFIX, Assignments, agent_parser, positive
+from sb3_dapo.zoo.runs import check_env, checkpoint_steps, import_packages, read_config, read_train_args
 
 Scores = npt.NDArray[np.float64]  # (n_episodes,)
 
 
-class RandomPolicy:
-    """
-    Uniform random actions, with the interface of a trained model.
+@dataclass(frozen=True)
+class Agent:
+    """A trained agent, and what its run left."""
 
-    :param action_space: where the actions are drawn from
-    :param seed: seed of the draws
+    env: EnvironmentName
+    algo: str  # its name in the Zoo
+    folder: Path  # of the run
+    model_path: Path
+    config: dict[str, Any]  # hyperparameters as they were given
+    hyperparams: dict[str, Any]  # hyperparameters as the Zoo reads them for a test
+    train_args: dict[str, Any]  # of the command that trained
+    env_kwargs: dict[str, Any]  # those given to this command included
+    is_deterministic: bool  # whether it shall play its most likely actions
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Agent":
+        """The agent that the arguments of `agent_parser` name. The global random generators are seeded."""
+        set_random_seed(args.seed)
+        env, folder = args.env, args.run_path
+        hyperparams, _ = get_saved_hyperparams(str(folder / env), test_mode=True)
+        hyperparams.pop("env_kwargs", None)
+        config, train_args = read_config(folder, env), read_train_args(folder, env)
+        env_kwargs = train_args.get("env_kwargs") or config.get("env_kwargs") or {}
+        is_stochastic = ExperimentManager.is_atari(env.gym_id) or ExperimentManager.is_minigrid(env.gym_id)
+        env_kwargs = {**env_kwargs, **(args.env_kwargs or {})}
+        is_deterministic = not args.stochastic and (args.deterministic or not is_stochastic)
+        run = (folder, args.model_path, config, hyperparams, train_args)
+        return cls(env, args.algo, *run, env_kwargs, is_deterministic)
+
+    @property
+    def algo_class(self) -> type[BaseAlgorithm]:
+        """Its class."""
+        return ALGOS[self.algo]
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """How its videos are named, and the option that names it."""
+        if self.model_path.name == BEST_MODEL:
+            return "best-model", " --load-best"
+        if not self.model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
+            return "final-model", ""
+        steps = checkpoint_steps(self.model_path)
+        return f"checkpoint-{steps}", f" --load-checkpoint {steps}"
+
+    def make_env(self, args: argparse.Namespace, **env_kwargs: Any) -> VecEnv:
+        """The environment that it was trained in, with the statistics of `VecNormalize` that belong to it."""
+        kwargs, params_path = {**self.env_kwargs, **env_kwargs}, str(self.folder / self.env)
+        named = (self.env.gym_id, self.hyperparams, kwargs, args.n_envs, args.seed, params_path)
+        return make_env(*named, model_path=self.model_path)
+
+    def load(self, args: argparse.Namespace, env: VecEnv) -> BaseAlgorithm:
+        """Its model, to play in `env`."""
+        kwargs: dict[str, Any] = {}
+        if issubclass(self.algo_class, OffPolicyAlgorithm):  # nothing is learned, so nothing is kept
+            kwargs = {"buffer_size": 1, "optimize_memory_usage": False}
+            if "HerReplayBuffer" in str(self.hyperparams.get("replay_buffer_class")):
+                kwargs["env"] = env
+        # Otherwise without it, as a model may be bound to the kind of environment that it was trained in
+        model = self.algo_class.load(self.model_path, seed=args.seed, device=args.device, **kwargs)
+        model._vec_normalize_env = unwrap_vec_normalize(env)
+        return model
+
+
+def make_env(
+    env_id: str,
+    hyperparams: dict[str, Any],
+    env_kwargs: dict[str, Any],
+    n_envs: int,
+    seed: int,
+    stats_path: str | None = None,
+    *,
+    model_path: Path | None = None,
+    norm_reward: bool = False,
+    **kwargs: Any,
+) -> VecEnv:
     """
+    The environment as the Zoo's `enjoy` makes it, without a window, and with the statistics of the model's own.
+
+    :param env_id: environment
+    :param hyperparams: hyperparameters of the run, of which the wrappers are used
+    :param env_kwargs: arguments for the environment
+    :param n_envs: number of copies
+    :param seed: seed of the first copy
+    :param stats_path: folder of the run's hyperparameters and statistics; `None`: neither normalized nor stacked
+    :param model_path: the model that will play, if it is not that of the run's end
+    :param norm_reward: normalize rewards too
+    :param kwargs: further arguments of the Zoo's `create_test_env`
+    :return: vectorized environment
+    """
+    kwargs = {"should_render": False, "vec_env_cls": DummyVecEnv, **kwargs}
+    # The Zoo empties the hyperparameters
+    env = create_test_env(
+        env_id, n_envs, None, seed, hyperparams=deepcopy(hyperparams), env_kwargs=env_kwargs, **kwargs
+    )
+    if stats_path is not None and hyperparams.get("normalize"):
+        print("Loading running average")
+        statistics = read_statistics(Path(stats_path), model_path)
+        statistics.set_venv(env)
+        statistics.training, statistics.norm_reward = False, norm_reward
+        env = statistics
+    if stats_path is not None and hyperparams.get("frame_stack"):
+        env = VecFrameStack(env, hyperparams["frame_stack"])
+    return env
+
+
+def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
+    """`VecNormalize` as it was when a model of a run was saved, by default the last one."""
+    path = folder / "vecnormalize.pkl"  # of the end; of the best model until then
+    if model_path is not None and model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
+        statistics = vec_normalize_of(model_path)
+        if statistics is not None:
+            return statistics
+        # What SB3 writes beside its checkpoints, for the Zoo's other algorithms
+        own = model_path.with_name(f"{CHECKPOINT_PREFIX}_vecnormalize_{checkpoint_steps(model_path)}_steps.pkl")
+    else:
+        own = folder / BEST_STATISTICS if model_path is not None and model_path.name == BEST_MODEL else path
+    if not own.is_file() and path.is_file():
+        warnings.warn(f"{model_path} has no statistics of VecNormalize, those of {path} are used", stacklevel=2)
+        own = path
+    if not own.is_file():
+        raise ValueError(f"there are no statistics of VecNormalize for {model_path}: {own} does not exist")
+    with own.open("rb") as file:
+        read: VecNormalize = pickle.load(file)
+    return read
+
+
+class RandomPolicy:
+    """Uniform random actions in an action space, with the interface of a trained model."""
 
     def __init__(self, action_space: gym.Space[Any], seed: int) -> None:
         self.action_space = action_space
         self.action_space.seed(seed)
 
-    def predict(
-        self,
-        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
-        state: tuple[npt.NDArray[Any], ...] | None = None,
-        episode_start: npt.NDArray[Any] | None = None,
-        deterministic: bool = False,
-    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-        """
-        :param observation: observation of each environment
-        :param state: returned as it is
-        :param episode_start: whether an episode starts, for each environment
-        :param deterministic: without effect
-        :return: an action for each environment, and the state
-        """
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[npt.NDArray[Any], None]:
+        """An action for each environment, whatever it observes."""
         first = next(iter(observation.values())) if isinstance(observation, dict) else observation
-        return np.array([self.action_space.sample() for _ in range(len(first))]), state
+        return np.array([self.action_space.sample() for _ in range(len(first))]), None
 
 
 def evaluate(model: PolicyPredictor, env: VecEnv, n_episodes: int, deterministic: bool) -> Scores:
-    """
-    Play whole games. `Monitor` lies inside all wrappers, so the scores are those of the game itself.
-
-    :param model: chooses the actions
-    :param env: vectorized environment; it is closed
-    :param n_episodes: number of games
-    :param deterministic: play the most likely actions
-    :return: score of each game
-    """
+    """Play whole games and close the environment. `Monitor` lies inside all wrappers: the scores are the game's own."""
     scores, _ = evaluate_policy(model, env, n_episodes, deterministic=deterministic, return_episode_rewards=True)
     env.close()
     return np.array(scores)
 
 
 def summary(scores: Scores) -> str:
-    """
-    :param scores: score of each game
-    :return: mean, standard deviation and number of games
-    """
+    """Mean, standard deviation and number of games."""
     return f"{scores.mean():.2f} +/- {scores.std():.2f} ({len(scores)} episodes)"
 
 
@@ -105,12 +210,7 @@ def random() -> None:
 
 
 def read_hyperparameters(algo: str, env_id: str, config: str | None) -> dict[str, Any]:
-    """
-    :param algo: name of the algorithm
-    :param env_id: environment
-    :param config: hyperparameter file that the user named
-    :return: entry of the environment in the hyperparameter file
-    """
+    """Entry of an environment in the file that the user named, or else in the algorithm's own."""
     manager = ExperimentManager(argparse.Namespace(), algo, env_id, log_folder="", config=config)
     with open(os.devnull, "w") as devnull, redirect_stdout(devnull):
         hyperparams, _ = manager.read_hyperparameters()
@@ -120,15 +220,7 @@ def read_hyperparameters(algo: str, env_id: str, config: str | None) -> dict[str
 def random_scores(
     env_id: str, hyperparams: dict[str, Any], env_kwargs: dict[str, Any], n_envs: int, seed: int, n_episodes: int
 ) -> Scores:
-    """
-    :param env_id: environment
-    :param hyperparams: hyperparameters, of which the wrappers are used
-    :param env_kwargs: arguments for the environment
-    :param n_envs: number of copies
-    :param seed: seed of the environments and of the actions
-    :param n_episodes: number of games
-    :return: scores of the uniform random policy
-    """
+    """Scores of the uniform random policy in whole games, under the wrappers of some hyperparameters."""
     set_random_seed(seed)
     env = make_env(env_id, hyperparams, env_kwargs, n_envs, seed)
     return evaluate(RandomPolicy(env.action_space, seed), env, n_episodes, deterministic=False)
@@ -155,7 +247,7 @@ def report() -> None:
     curve_path = agent.folder / "learning_curve.png"
     curve.savefig(curve_path, dpi=150)
 
-    named = f"--algo {args.algo} --env {env_id} -f {args.folder}"
+    named = f"--algo {args.algo} --env {env_id} -f {args.folder}{agent.kind[1]}"
     print(f"\n{env_id} after {model.num_timesteps:,} steps, score of whole games")
     print(f"  {name:15} {summary(scores)}")
     print(f"  {'random policy':15} {summary(random)}")
@@ -169,34 +261,27 @@ def report() -> None:
 
 
 def program(name: str) -> str:
-    """
-    :param name: a command of this Python's environment
-    :return: how to call it from here
-    """
+    """How to call a command of this Python's environment from here."""
     return name if shutil.which(name) else os.path.relpath(Path(sys.executable).with_name(name))
 
 
+def draw_evaluations(axes: Axes, run_path: Path, label: str) -> None:
+    """Draw mean and standard deviation of the score in each evaluation of a run."""
+    if (run_path / "evaluations.npz").is_file():
+        evaluations = np.load(run_path / "evaluations.npz")
+        steps, results = evaluations["timesteps"], evaluations["results"]  # (n_evaluations,), (., n_episodes)
+        mean, std = results.mean(axis=1), results.std(axis=1)
+        (line,) = axes.plot(steps, mean, marker="o", markersize=3, label=f"{label}, {results.shape[1]} episodes")
+        axes.fill_between(steps, mean - std, mean + std, alpha=0.2, color=line.get_color())
+
+
 def learning_curve(log_path: Path, title: str, scores: Scores, random: Scores, num_timesteps: int) -> Figure:
-    """
-    :param log_path: folder of the run
-    :param title: title of the figure
-    :param scores: scores of the trained agent
-    :param random: scores of the random policy
-    :param num_timesteps: steps it was trained for
-    :return: mean and standard deviation of the score, in the evaluations during training and at the end
-    """
+    """The score in the evaluations during training, this agent's, and the random policy's."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    path = log_path / "evaluations.npz"
-    if path.is_file():
-        evaluations = np.load(path)
-        steps = evaluations["timesteps"]  # (n_evaluations,)
-        results = evaluations["results"]  # (n_evaluations, n_episodes)
-        mean, std = results.mean(axis=1), results.std(axis=1)
-        axes.plot(steps, mean, marker="o", label=f"evaluation during training, {results.shape[1]} episodes")
-        axes.fill_between(steps, mean - std, mean + std, alpha=0.2)
+    draw_evaluations(axes, log_path, "evaluation during training")
     axes.errorbar(
-        num_timesteps, scores.mean(), scores.std(), marker="s", capsize=4, label=f"at the end, {len(scores)} episodes"
+        num_timesteps, scores.mean(), scores.std(), marker="s", capsize=4, label=f"this agent, {len(scores)} episodes"
     )
     axes.axhline(random.mean(), color="grey", linestyle="--", label="uniform random policy")
     axes.set(title=title, xlabel="Timesteps", ylabel="Score", xlim=(0, None))

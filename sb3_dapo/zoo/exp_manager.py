@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import shutil
 import sys
 from collections import OrderedDict
@@ -12,27 +13,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import rl_zoo3.exp_manager
 import yaml
+from rl_zoo3.callbacks import SaveVecNormalizeCallback
 from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
 from stable_baselines3.common.vec_env import VecEnv
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sb3_dapo.arguments import SCHEDULED, arguments_of
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
-from sb3_dapo.zoo.callbacks import (
-    TENSORBOARD_FILE,
-    BestStatistics,
-    EpisodeLog,
-    TensorBoardFolder,
-    read_tensorboard_path,
-)
 from sb3_dapo.zoo.parsers import CHECKPOINT_PREFIX
 from sb3_dapo.zoo.registration import CONF_FILES
 from sb3_dapo.zoo.runs import checkpoint_steps, no_frameskip_id, read_config
@@ -42,6 +39,13 @@ GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_mod
 # Arguments of AtariWrapper, and of the environment, that AtariVecEnv has too
 NATIVE_WRAPPER_KWARGS = {"noop_max", "frame_skip", "screen_size", "terminal_on_life_loss", "clip_reward"}
 NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
+
+# File in the folder of a run that says where its TensorBoard log is, as the Zoo numbers the two independently
+TENSORBOARD_FILE = "tensorboard.txt"
+# File there with the training episodes
+EPISODES_FILE = "episodes.csv"
+# File beside the Zoo's statistics of VecNormalize, which those of the run's end replace
+BEST_STATISTICS = "best_vecnormalize.pkl"
 
 # Arguments that the Zoo takes for noise, and gives to the algorithm as `action_noise`
 NOISE = {"noise_type", "noise_std"}
@@ -53,10 +57,7 @@ FIXED_BY_CHECKPOINT = (
 
 
 def conf_file(algo: str) -> str | None:
-    """
-    :param algo: name of an algorithm in the Zoo
-    :return: path of its hyperparameter file, None for the Zoo's own algorithms
-    """
+    """Path of an algorithm's hyperparameter file, None for the Zoo's own algorithms."""
     return CONF_FILES.get(algo)
 
 
@@ -81,13 +82,7 @@ def parse_schedule(name: str, text: str) -> SimpleLinearSchedule | Controller:
 
 
 def check_keywords(algo_class: type, names: set[str], source: str) -> None:
-    """
-    Refuse arguments that the algorithm does not have.
-
-    :param algo_class: class of the algorithm
-    :param names: names of the arguments for it
-    :param source: where they were read, for the message
-    """
+    """Refuse names of arguments that an algorithm does not have; `source` tells where they were read."""
     allowed = set(arguments_of(algo_class)) - GIVEN
     for name in sorted(names - allowed):
         close = difflib.get_close_matches(name, allowed, n=1)
@@ -99,10 +94,7 @@ def check_keywords(algo_class: type, names: set[str], source: str) -> None:
 
 
 def atari_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any] | None:
-    """
-    :param hyperparams: entry of a hyperparameter file
-    :return: arguments of SB3's `AtariWrapper` if it is the only wrapper, otherwise None
-    """
+    """Arguments of SB3's `AtariWrapper` if hyperparameters name no other wrapper, otherwise None."""
     wrappers = hyperparams.get("env_wrapper")
     wrapper = wrappers[0] if isinstance(wrappers, list) and len(wrappers) == 1 else wrappers
     kwargs: dict[str, Any] = {}
@@ -112,44 +104,97 @@ def atari_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def changes(algo_class: type, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """
-    :param algo_class: class of the algorithm
-    :param old: hyperparameters of a run, as they were given
-    :param new: hyperparameters that it shall go on with
-    :return: names of those that differ, which are printed
-    :raises ValueError: if one of them cannot change
-    """
-    arguments = arguments_of(algo_class)
-    defaults = {name: arguments[name].default for name in {*old, *new} & set(arguments)} | {"n_envs": 1}
-    changed = []
-    for name in sorted({*old, *new}):
-        before, after = (values.get(name, defaults.get(name)) for values in (old, new))
-        if before == after:
-            continue
+    """Hyperparameters that a resumed run gets others of. They are printed, or refused if they cannot change."""
+    defaults = {"n_envs": 1, **{name: argument.default for name, argument in arguments_of(algo_class).items()}}
+    pairs = {name: (old.get(name, defaults.get(name)), new.get(name, defaults.get(name))) for name in {*old, *new}}
+    changed = sorted(name for name, (before, after) in pairs.items() if before != after)
+    for name in changed:
+        before, after = pairs[name]
         if name in FIXED_BY_CHECKPOINT:
-            raise ValueError(
-                f"`{name}` cannot change with `--resume`, as the checkpoint depends on it: it must be {before!r}, got "
-                f"{after!r}"
-            )
+            reason = "as the checkpoint depends on it"
+            raise ValueError(f"`{name}` cannot change with `--resume`, {reason}: it must be {before!r}, got {after!r}")
         print(f"Resuming with {name}: {after!r} instead of {before!r}")
-        changed.append(name)
     return changed
 
 
 def keep_monitor_files(run_path: Path, steps: int) -> list[tuple[Path, Path]]:
-    """
-    Rename the files of `Monitor`, so that new ones can be written.
-
-    :param run_path: folder of a run
-    :param steps: steps of the checkpoint that the run is resumed from
-    :return: old and new paths
-    """
+    """Rename the files of `Monitor`, so that new ones can be written; returns old and new paths."""
     number = len({path.name.split("_")[1] for path in run_path.glob("before_*.monitor.csv")}) + 1
     renamed = []
     for path in run_path.glob("[0-9]*.monitor.csv"):
         renamed.append((path, path.with_name(f"before_{number}_{CHECKPOINT_PREFIX}_{steps}_steps_{path.name}")))
         path.rename(renamed[-1][1])
     return renamed
+
+
+def read_tensorboard_path(run_path: str | Path) -> str:
+    """Folder of a run's TensorBoard log."""
+    return os.path.normpath(Path(run_path, Path(run_path, TENSORBOARD_FILE).read_text().strip()))
+
+
+def episode_of(info: Any) -> tuple[Any, Any] | None:
+    """Score and length of the episode that ended, None if none did: some simulators send entries of their own."""
+    episode = info.get("episode") if isinstance(info, dict) else None
+    try:
+        return (np.asarray(episode["r"]).item(), np.asarray(episode["l"]).item())  # type: ignore[index]
+    except (IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
+class RunCallback(BaseCallback):
+    """Does something in the folder of a run."""
+
+    def __init__(self, run_path: str) -> None:
+        super().__init__()
+        self.run_path = run_path
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class EpisodeLog(RunCallback):
+    """
+    Writes down when each training episode ended, which `Monitor` does not know: it counts frames, and the steps of
+    whole episodes only. Of a resumed run, what came after the checkpoint is taken out.
+    """
+
+    def _on_training_start(self) -> None:
+        self.path = Path(self.run_path, EPISODES_FILE)
+        header, *rows = self.path.read_text().splitlines() if self.path.is_file() else ["timesteps,score,length"]
+        kept = [row for row in rows if int(row.split(",")[0]) <= self.model.num_timesteps]
+        self.path.write_text("\n".join([header, *kept, ""]))
+
+    def _on_step(self) -> bool:
+        episodes = [episode for info in self.locals.get("infos") or () if (episode := episode_of(info)) is not None]
+        if episodes:
+            with self.path.open("a") as file:
+                file.writelines(f"{self.num_timesteps},{score},{length}\n" for score, length in episodes)
+        return True
+
+
+class BestStatistics(SaveVecNormalizeCallback):
+    """The Zoo's, which writes the statistics of `VecNormalize` that the best model has, under a lasting name too."""
+
+    def _on_step(self) -> bool:
+        vec_normalize = self.model.get_vec_normalize_env()
+        if vec_normalize is not None:
+            vec_normalize.save(os.path.join(self.save_path, BEST_STATISTICS))
+        return bool(super()._on_step())
+
+
+class TensorBoardFolder(RunCallback):
+    """Writes down which TensorBoard log belongs to a run, and in a resumed run's what is no longer true."""
+
+    def _on_training_start(self) -> None:
+        # Relative to the run, so that the folder of all logs may be moved
+        path = os.path.relpath(str(self.logger.dir), self.run_path)
+        Path(self.run_path, TENSORBOARD_FILE).write_text(f"{path}\n")
+        if self.model.num_timesteps > 0:
+            # TensorBoard then leaves out what was logged after the checkpoint, before the run was interrupted
+            start = Event(session_log=SessionLog(status=SessionLog.START))
+            for output in self.logger.output_formats:
+                if isinstance(output, TensorBoardOutputFormat):
+                    output.writer._get_file_writer().add_event(start, self.model.num_timesteps + 1)
 
 
 class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
@@ -160,9 +205,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
     where it can be had.
 
     :param args: parsed command line
-    :param algo: name of the algorithm
-    :param zoo_args: as in the Zoo
-    :param zoo_kwargs: as in the Zoo
+    :param algo: name of the algorithm; this and the other arguments are as in the Zoo
     """
 
     def __init__(self, args: argparse.Namespace, algo: str, *zoo_args: Any, **zoo_kwargs: Any) -> None:
@@ -185,13 +228,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         self.checkpoint = self._find_checkpoint(resume) if resume else None
 
     def _find_checkpoint(self, run_path: str) -> Path:
-        """
-        Go on in the folder of a run instead of a new one.
-
-        :param run_path: the folder
-        :return: the newest checkpoint there
-        :raises ValueError: if there is none
-        """
+        """Go on in the folder of a run instead of a new one, from the newest checkpoint there."""
         self.save_path = run_path
         self.params_path = f"{run_path}/{self.env_name}"
         checkpoint = latest_checkpoint(run_path, CHECKPOINT_PREFIX)
@@ -201,9 +238,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         return checkpoint
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
-        """
-        :return: model to train and its hyperparameters, None if hyperparameters shall be searched
-        """
+        """The Zoo's; a run that cannot begin leaves no folder, one that cannot go on leaves its own as it was."""
         try:
             experiment = super().setup_experiment()
         except BaseException:
@@ -216,9 +251,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         return experiment
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """
-        :return: hyperparameters, and a copy to save
-        """
+        """The Zoo's. Of a resumed run: its own with what is given, or those of a file or trial if one is given."""
         if self.checkpoint is None:
             return self._read_hyperparameters()
         old = read_config(Path(self.save_path), self.env_name)
@@ -244,13 +277,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
     def load_trial(
         self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True
     ) -> dict[str, Any]:
-        """
-        :param storage: as in the Zoo, like the other arguments
-        :param study_name: name of the study
-        :param trial_id: number of the trial
-        :param convert: whether arguments of the algorithm are wanted
-        :return: hyperparameters of a trial
-        """
+        """The Zoo's, for trial 0 too."""
         try:
             return super().load_trial(storage, study_name, None if trial_id is None else int(trial_id), convert)
         except KeyError as error:
@@ -281,11 +308,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             self.save_freq = -1
         super().create_callbacks()  # type: ignore[no-untyped-call]
         if self.is_own_algo and save_freq > 0:
-            self.callbacks.append(
-                CheckpointCallback(
-                    save_freq, self.save_path, keep_last=None, name_prefix=CHECKPOINT_PREFIX, reset_envs=None
-                )
-            )
+            named: dict[str, Any] = {"keep_last": None, "name_prefix": CHECKPOINT_PREFIX}
+            self.callbacks.append(CheckpointCallback(save_freq, self.save_path, reset_envs=None, **named))
         for callback in self.callbacks:
             if isinstance(callback, SB3CheckpointCallback):
                 callback.save_vecnormalize = True
@@ -315,9 +339,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         return model
 
     def learn(self, model: BaseAlgorithm) -> None:
-        """
-        :param model: a new model, or one to resume, which is trained to the same total
-        """
+        """The Zoo's. A resumed model is trained to the same total."""
         trained: Any = model
         if self.checkpoint is not None:
             # What the Zoo asks of a model here
@@ -342,11 +364,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         schedules = {}
         if self.is_own_algo:
             # The Zoo alone would pass the text of the divergence's coefficient on as it is
-            schedules = {
-                name: parse_schedule(name, hyperparams[name])
-                for name in SCHEDULED
-                if isinstance(hyperparams.get(name), str)
-            }
+            texts = {name: hyperparams[name] for name in SCHEDULED if isinstance(hyperparams.get(name), str)}
+            schedules = {name: parse_schedule(name, text) for name, text in texts.items()}
         hyperparams, env_wrapper, callbacks, vec_env_wrapper = super()._preprocess_hyperparams(hyperparams)
         check_keywords(ALGOS[self.algo], set(hyperparams) - NOISE, source=f"{self.config} or --hyperparams")
         if self._eval_env_kwargs_args is None:
@@ -370,9 +389,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             )
 
     def _choose_native(self, wrapper_kwargs: dict[str, Any] | None) -> None:
-        """
-        :param wrapper_kwargs: arguments of `AtariWrapper`, None if the environment has other wrappers
-        """
+        """`wrapper_kwargs` are the arguments of `AtariWrapper`, None if the environment has other wrappers."""
         is_sound = (
             self._is_atari
             and gym.spec(self.env_name.gym_id).kwargs.get("frameskip") == 1
@@ -391,12 +408,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             )
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
-        """
-        :param n_envs: number of environments
-        :param eval_env: whether they are for evaluation
-        :param no_log: whether to write no monitor files
-        :return: vectorized environment, with all wrappers
-        """
+        """The Zoo's, with all wrappers, or an AtariVecEnv."""
         if self.checkpoint is not None and not eval_env and not no_log:
             # Otherwise new ones would take their place
             self.kept_monitor_files = keep_monitor_files(Path(self.save_path), checkpoint_steps(self.checkpoint))

@@ -22,24 +22,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_dapo import DAPO
 from sb3_dapo.cli import DEFAULT_ALGO
-from sb3_dapo.hub.card import Evaluation, model_card, python_section, write_card, write_results
-from sb3_dapo.hub.repository import (
-    CONFIGS,
-    CURVE,
-    EXPORT,
-    METRICS,
-    STATISTICS_PICKLE,
-    VIDEO,
-    entry_point,
-    foreign_module,
-    read_description,
-    requirement,
-    upload,
-)
+from sb3_dapo.hub import card, repository
+from sb3_dapo.hub.card import Evaluation
 from sb3_dapo.hub.sharing import program
-from sb3_dapo.zoo.agents import Agent
 from sb3_dapo.zoo.commands import replaced
-from sb3_dapo.zoo.evaluation import evaluate, learning_curve, random_scores
+from sb3_dapo.zoo.evaluation import Agent, evaluate, learning_curve, random_scores
 from sb3_dapo.zoo.exp_manager import atari_wrapper_kwargs
 from sb3_dapo.zoo.parsers import add_run_arguments, agent_parser, positive
 from sb3_dapo.zoo.registration import CONF_FILES
@@ -80,6 +67,8 @@ def push_to_hub() -> None:
     if args.num_threads > 0:
         th.set_num_threads(args.num_threads)
     agent = Agent.of(args)
+    if not agent.config or not agent.train_args:
+        raise ValueError(f"{agent.folder / agent.env} must hold config.yml and args.yml, which are uploaded too")
     repo_id = ModelRepoId(args.organization, args.repo_name or ModelName(args.algo, args.env))
     message = args.commit_message or f"Upload {agent.algo_class.__name__} agent"
     with tempfile.TemporaryDirectory() as temporary:
@@ -88,11 +77,11 @@ def push_to_hub() -> None:
         write_agent(folder, agent, repo_id, args)
         try:
             api = HfApi()
-            url = api.create_repo(repo_id, exist_ok=True)
+            url = api.create_repo(repo_id, private=False, exist_ok=True)
             attributes = Path(api.hf_hub_download(repo_id, ".gitattributes")).read_text()
             if "*.mp4" not in attributes:
                 (folder / ".gitattributes").write_text(f"{attributes}*.mp4 filter=lfs diff=lfs merge=lfs -text\n")
-            upload(api, repo_id, folder, message)
+            repository.upload(api, repo_id, folder, message)
         except HfHubHTTPError as error:
             sys.exit(f"\nThe Hub refused {repo_id}: {error}\n\n{LOG_IN}")
         except UNREACHABLE as error:
@@ -101,54 +90,47 @@ def push_to_hub() -> None:
 
 
 def write_agent(folder: Path, agent: Agent, repo_id: ModelRepoId, args: argparse.Namespace) -> None:
-    """
-    :param folder: gets what the repository shall hold: the Zoo's files and ours
-    :param agent: the agent
-    :param repo_id: the repository
-    :param args: arguments of the command
-    """
+    """Write into a folder what the repository shall hold: the Zoo's files and ours."""
     env = agent.make_env(args)
     model: Any = agent.load(args, env)
     write_zoo_files(folder, agent, model)
-    model.export(folder / EXPORT)
+    model.export(folder / repository.EXPORT)
     env_id = agent.env.gym_id
     scores = evaluate(model, env, args.eval_episodes, agent.is_deterministic)
     random = random_scores(env_id, agent.hyperparams, agent.env_kwargs, args.n_envs, args.seed, args.eval_episodes)
     protocol = PROTOCOL.format(seed=args.seed, n_envs=args.n_envs, s="s" if args.n_envs > 1 else "")
     evaluation = Evaluation(scores, agent.is_deterministic, protocol, random)
-    write_results(folder, evaluation)
+    card.write_results(folder, evaluation)
     if (agent.folder / "evaluations.npz").is_file():
         title = f"{agent.algo_class.__name__} on {env_id}"
-        learning_curve(agent.folder, title, scores, random, model.num_timesteps).savefig(folder / CURVE, dpi=150)
+        learning_curve(agent.folder, title, scores, random, model.num_timesteps).savefig(
+            folder / repository.CURVE, dpi=150
+        )
     if not args.no_render:
         try:
             recorded = agent.make_env(args, render_mode="rgb_array")
-            record(agent, model, recorded, folder / "videos", args.n_timesteps).replace(folder / VIDEO)
+            record(agent, model, recorded, folder / "videos", args.n_timesteps).replace(folder / repository.VIDEO)
         except Exception as error:  # of the environment, moviepy, or ffmpeg
             reason = "With --no-render there will be no video"
-            raise RuntimeError(f"no {VIDEO} came of the recording: {error}. {reason}") from error
+            raise RuntimeError(f"no {repository.VIDEO} came of the recording: {error}. {reason}") from error
         shutil.rmtree(folder / "videos")
-    write_card(folder, agent_card(agent, repo_id, folder, evaluation), env_id, evaluation)
+    card.write_card(folder, agent_card(agent, repo_id, folder, evaluation), env_id, evaluation)
 
 
 def write_zoo_files(folder: Path, agent: Agent, model: BaseAlgorithm) -> None:
-    """
-    :param folder: gets what RL Zoo uploads, and reads after a download
-    :param agent: the agent
-    :param model: its model
-    """
+    """Write what RL Zoo uploads, and reads after a download."""
     name = ModelName(agent.algo, agent.env)
     model.save(folder / name.filename)
     with zipfile.ZipFile(folder / name.filename) as archive:
         archive.extractall(folder / name)
     vec_normalize = model.get_vec_normalize_env()
     if vec_normalize is not None:
-        vec_normalize.save(str(folder / STATISTICS_PICKLE))
-    for file in CONFIGS:
+        vec_normalize.save(str(folder / repository.STATISTICS_PICKLE))
+    for file in repository.CONFIGS:
         if (agent.folder / agent.env / file).is_file():
             shutil.copyfile(agent.folder / agent.env / file, folder / file)
     (folder / "env_kwargs.yml").write_text(yaml.dump(agent.env_kwargs))
-    with zipfile.ZipFile(folder / METRICS, "w") as archive:
+    with zipfile.ZipFile(folder / repository.METRICS, "w") as archive:
         for path in [*agent.folder.glob("evaluations.npz"), *agent.folder.glob("*.csv")]:
             archive.write(path, path.name)
 
@@ -157,30 +139,21 @@ def write_zoo_files(folder: Path, agent: Agent, model: BaseAlgorithm) -> None:
 
 
 def agent_card(agent: Agent, repo_id: ModelRepoId, folder: Path, evaluation: Evaluation) -> str:
-    """
-    :param agent: the agent
-    :param repo_id: the repository
-    :param folder: what it shall hold
-    :param evaluation: of the agent
-    :return: the model card, without metadata
-    """
+    """The model card, without metadata, of an agent whose folder is complete but for that."""
     env_id = agent.env.gym_id
-    description = read_description(folder)
+    description = repository.read_description(folder)
     code = agent_program(agent, repo_id, evaluation.is_deterministic)
-    usage = python_section(description, code, requirement(env_id, "zoo"), foreign_module(env_id))
-    has_curve = (folder / CURVE).is_file()
-    figures = f"![Learning curve: score over steps, and the random policy's]({CURVE})" if has_curve else ""
+    usage = card.python_section(
+        description, code, repository.requirement(env_id, "zoo"), repository.foreign_module(env_id)
+    )
+    has_curve = (folder / repository.CURVE).is_file()
+    figures = f"![Learning curve: score over steps, and the random policy's]({repository.CURVE})" if has_curve else ""
     usage = f"{usage}\n\n{commands_section(agent, repo_id)}"
-    return model_card(description, env_id, evaluation, usage, training_section(agent), figures)
+    return card.model_card(description, env_id, evaluation, usage, training_section(agent), figures)
 
 
 def agent_program(agent: Agent, repo_id: str, is_deterministic: bool) -> str:
-    """
-    :param agent: the agent
-    :param repo_id: the repository
-    :param is_deterministic: play the most likely actions
-    :return: program that loads the agent and plays, in an environment wrapped as in training
-    """
+    """Program that loads the agent and plays, in an environment wrapped as in training."""
     env_id, hyperparams = agent.env.gym_id, agent.hyperparams
     cls: type[DAPO] = agent.algo_class  # type: ignore[assignment]
     n_stack = hyperparams.get("frame_stack")
@@ -200,7 +173,7 @@ def agent_program(agent: Agent, repo_id: str, is_deterministic: bool) -> str:
     imports += ["from stable_baselines3.common.evaluation import evaluate_policy"]
     imports += ["from stable_baselines3.common.vec_env import VecFrameStack"] if n_stack else []
     imports += [""]
-    if not entry_point(env_id).startswith("gymnasium."):
+    if not repository.entry_point(env_id).startswith("gymnasium."):
         imports += ["import sb3_dapo.zoo  # registers the environments"]
     module = cls.__module__
     imports += [f"from {'sb3_dapo' if module.startswith('sb3_dapo.') else module} import {cls.__name__}"]
@@ -213,11 +186,7 @@ def agent_program(agent: Agent, repo_id: str, is_deterministic: bool) -> str:
 
 
 def commands_section(agent: Agent, repo_id: ModelRepoId) -> str:
-    """
-    :param agent: the agent
-    :param repo_id: the repository
-    :return: section on the commands that load the agent and show it
-    """
+    """Section of the card on the commands that load the agent and show it."""
     named = agent_arguments(agent)
     organization, repo_name = repo_id.split("/")
     name = "" if repo_name == ModelName(agent.algo, agent.env) else f" -name {repo_name}"
@@ -234,10 +203,7 @@ says that you trust this repository's author with that."""
 
 
 def training_section(agent: Agent) -> str:
-    """
-    :param agent: the agent
-    :return: section on how the agent was trained, and how to train another
-    """
+    """Section of the card on how the agent was trained, and how to train another."""
     try:
         settings = yaml.safe_dump({agent.env.gym_id: agent.config}, sort_keys=False)
     except yaml.representer.RepresenterError:
@@ -264,10 +230,7 @@ With this in a file `{agent.algo}.yml`, another agent is trained by
 
 
 def agent_arguments(agent: Agent) -> str:
-    """
-    :param agent: the agent
-    :return: how the commands name it
-    """
+    """How the commands name the agent."""
     return f"--env {shlex.quote(agent.env.gym_id)}" + ("" if agent.algo == DEFAULT_ALGO else f" --algo {agent.algo}")
 
 

@@ -49,26 +49,29 @@ class Parser(ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+# Options of the Zoo's `train` that are others here
+CHANGED_OPTIONS: dict[str, dict[str, Any]] = {
+    "--vec-env": {
+        "default": "auto",
+        "choices": ["auto", "dummy", "subproc", "native"],
+        "help": "VecEnv type; native: Atari games in C++ threads; auto: native where it can be had, else dummy",
+    },
+    "--tensorboard-log": {"help": "TensorBoard log dir (default: tensorboard in the log folder; '' for none)"},
+    "--verbose": {"type": int, "help": "verbose mode (0: no output, 1: INFO, default: 1, with --progress 0)"},
+    "--progress": {
+        "action": "store_true",
+        "help": "display a progress bar, instead of tables unless --verbose asks for them",
+    },
+}
+
+
 class TrainParser(Parser):
     """Arguments of the Zoo's `train`, with one more kind of vectorized environment and a default TensorBoard log."""
 
     def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
-        if "--vec-env" in names:
-            kwargs = {
-                "default": "auto",
-                "choices": ["auto", "dummy", "subproc", "native"],
-                "help": "VecEnv type; native: Atari games in C++ threads; auto: native where it can be had, else dummy",
-            }
-        if "--tensorboard-log" in names:
-            kwargs = {"help": "TensorBoard log dir (default: tensorboard in the log folder; '' for none)"}
         if "--env" in names:
             kwargs["help"] += " (default: %(default)s)"
-        if "--verbose" in names:
-            kwargs["default"] = None
-            kwargs["help"] = "verbose mode (0: no output, 1: INFO, default: 1, with --progress 0)"
-        if "--progress" in names:
-            kwargs["help"] = "display a progress bar, instead of tables unless --verbose asks for them"
-        return super().add_argument(*names, **kwargs)
+        return super().add_argument(*names, **CHANGED_OPTIONS.get(names[-1], kwargs))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         super().add_argument(
@@ -100,12 +103,7 @@ class TrainParser(Parser):
         return parsed
 
     def _find_run_to_resume(self, given: argparse.Namespace) -> Path:
-        """
-        Make the arguments of the run the defaults, to which those that are given are added.
-
-        :param given: what is given
-        :return: folder of the latest run with checkpoints
-        """
+        """Make the arguments of the run the defaults, to which those that are given are added."""
         if given.algo not in CONF_FILES:
             self.error(f"--resume needs checkpoints of this package: --algo must be {' or '.join(CONF_FILES)}")
         for name, is_given in (("-i", given.trained_agent != ""), ("-optimize", given.optimize_hyperparameters)):
@@ -157,10 +155,7 @@ class RunParser(Parser):
 
 
 def positive(text: str) -> int:
-    """
-    :param text: argument of the command line
-    :return: the number, at least 1
-    """
+    """A number of at least 1, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
@@ -170,12 +165,7 @@ def positive(text: str) -> int:
 def add_run_arguments(
     parser: ArgumentParser, env_id: str | None = "CartPole-v1", algos: Iterable[str] = (), exp_id: str = "latest"
 ) -> None:
-    """
-    :param parser: gets the arguments that name a run
-    :param env_id: default of the environment, None if it must be given
-    :param algos: algorithms that may be named, all of the Zoo if empty
-    :param exp_id: what 0 stands for
-    """
+    """Arguments that name a run. `env_id` None: the environment must be given; no `algos`: all of the Zoo."""
     parser.add_argument("--env", help="environment ID", type=EnvironmentName, default=env_id, required=env_id is None)
     parser.add_argument("--algo", help="RL algorithm", default=DEFAULT_ALGO, choices=list(algos or ALGOS))
     parser.add_argument("-f", "--folder", help="log folder", default=LOG_FOLDER)
@@ -185,13 +175,7 @@ def add_run_arguments(
 def agent_parser(
     description: str, n_envs: int = 1, env_id: str | None = "CartPole-v1", algos: Iterable[str] = ()
 ) -> RunParser:
-    """
-    :param description: what the command does
-    :param n_envs: default of the number of environments
-    :param env_id: default of the environment, None if it must be given
-    :param algos: algorithms that may be named, all of the Zoo if empty
-    :return: parser of a command that plays with a trained agent, with the Zoo's arguments
-    """
+    """Parser of a command that plays with a trained agent, with the Zoo's arguments; defaults as above."""
     parser = RunParser(description=description)
     add_run_arguments(parser, env_id, algos)
     parser.add_argument("--load-best", help="take the best model instead of the last", action="store_true")

@@ -16,7 +16,8 @@ from stable_baselines3.common.monitor import get_monitor_files
 from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, ts2xy, window_func
 
 from sb3_dapo.panels import PANELS
-from sb3_dapo.zoo.callbacks import EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path
+from sb3_dapo.zoo.evaluation import draw_evaluations
+from sb3_dapo.zoo.exp_manager import EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path
 from sb3_dapo.zoo.parsers import add_run_arguments
 from sb3_dapo.zoo.runs import find_run
 
@@ -34,10 +35,7 @@ Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # steps and val
 
 
 def read_scalars(folder: Path) -> dict[str, Curve]:
-    """
-    :param folder: folder with TensorBoard's event files
-    :return: curve of every logged value
-    """
+    """Curve of every value in TensorBoard's event files."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     accumulator = EventAccumulator(str(folder), size_guidance={SCALARS: 0})  # 0: keep all
@@ -51,9 +49,7 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
 
 def read_episodes(run_path: Path, frame_skip: int) -> Curve:
     """
-    :param run_path: folder of a run
-    :param frame_skip: frames per step of the agent, as `Monitor` counts frames
-    :return: steps so far at the end of each training episode, and its score
+    Steps so far at the end of each training episode, and its score. `Monitor` counts `frame_skip` frames per step.
     """
     if (run_path / EPISODES_FILE).is_file():
         episodes = read_csv(run_path / EPISODES_FILE)
@@ -66,10 +62,7 @@ def read_episodes(run_path: Path, frame_skip: int) -> Curve:
 
 
 def read_frame_skip(hyperparams: dict[str, Any]) -> int:
-    """
-    :param hyperparams: entry of a hyperparameter file
-    :return: steps of the environment per step of the agent: `Monitor` counts the former
-    """
+    """Steps of the environment per step of the agent: `Monitor` counts the former."""
     wrappers = hyperparams.get("env_wrapper") or []
     frame_skip = 1
     for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
@@ -80,11 +73,7 @@ def read_frame_skip(hyperparams: dict[str, Any]) -> int:
 
 
 def draw_curve(axes: Axes, curve: Curve, key: str) -> None:
-    """
-    :param axes: where to draw
-    :param curve: what to draw
-    :param key: name that it is logged by
-    """
+    """Draw what is logged by the name `key`."""
     steps, values = curve
     label = key.removeprefix("train/")
     if key in EXACT or len(steps) <= MAX_POINTS:
@@ -97,36 +86,17 @@ def draw_curve(axes: Axes, curve: Curve, key: str) -> None:
 
 
 def draw_score(axes: Axes, run_path: Path, frame_skip: int) -> None:
-    """
-    :param axes: where to draw
-    :param run_path: folder of the run
-    :param frame_skip: frames per step of the agent
-    """
+    """Draw the scores of training episodes and evaluations."""
     steps, scores = read_episodes(run_path, frame_skip)
     if len(steps) > 0:
         window = max(len(steps) // 50, min(len(steps), 10))
         axes.scatter(steps, scores, s=3, alpha=0.25, linewidths=0, rasterized=True)
         axes.plot(*window_func(steps, scores, window, np.mean), label=f"training, mean of {window} episodes")
-    path = run_path / "evaluations.npz"
-    if path.is_file():
-        evaluations = np.load(path)
-        results = evaluations["results"]  # (n_evaluations, n_episodes)
-        mean, std = results.mean(axis=1), results.std(axis=1)
-        (line,) = axes.plot(
-            evaluations["timesteps"], mean, marker="o", markersize=3, label=f"evaluation, {results.shape[1]} episodes"
-        )
-        axes.fill_between(evaluations["timesteps"], mean - std, mean + std, alpha=0.2, color=line.get_color())
+    draw_evaluations(axes, run_path, "evaluation")
 
 
 def plot_run(run_path: Path, tensorboard_path: Path, title: str, frame_skip: int = 1) -> Figure:
-    """
-    :param run_path: folder of the run, with the files of `Monitor` and of the evaluations
-    :param tensorboard_path: folder of its TensorBoard log
-    :param title: title of the figure
-    :param frame_skip: frames per step of the agent: 4 on Atari, where `Monitor` counts frames
-    :return: score, divergence, KL, ratios and reuse side by side. Panels of values that the algorithm does not log are
-        left out
-    """
+    """Score, divergence, KL, ratios and reuse side by side, without panels of values that were not logged."""
     curves = read_scalars(tensorboard_path)
     panels = {name: [key for key in keys if key in curves] for name, keys in PANELS.items() if name != "Score"}
     panels = {name: keys for name, keys in panels.items() if keys}

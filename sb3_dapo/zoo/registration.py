@@ -2,16 +2,15 @@
 
 import importlib.util
 from collections.abc import Callable
-from importlib import resources
+from contextlib import suppress
+from importlib import import_module, resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
-import rl_zoo3.train
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_onpolicy_params
 from rl_zoo3.utils import ALGOS
 
-import sb3_dapo
 from sb3_dapo import DAPO
 from sb3_dapo.cli import DEFAULT_ALGO
 from sb3_dapo.zoo.hyperparams_opt import sample_dapo_params
@@ -19,14 +18,8 @@ from sb3_dapo.zoo.hyperparams_opt import sample_dapo_params
 Sampler = Callable[..., dict[str, Any]]
 
 
-class BuiltIn(NamedTuple):
-    """An algorithm of this package; its hyperparameters are in the file of its name in `hyperparams/`."""
-
-    class_name: str
-    sampler: Sampler = sample_dapo_params
-
-
-BUILT_IN = {"dapo": BuiltIn("DAPO")}
+# Algorithms of this package: class and search space. Hyperparameters are in the files of these names in hyperparams/
+BUILT_IN: dict[str, tuple[str, Sampler]] = {"dapo": ("DAPO", sample_dapo_params)}
 # Names and hyperparameter files of the algorithms that are registered
 CONF_FILES: dict[str, str] = {}
 
@@ -36,17 +29,10 @@ def register() -> None:
     Register the algorithms of this package whose extra is installed, and the MinAtar games if `minatar` is. Calling it
     again changes nothing.
     """
-    from sb3_dapo.zoo.exp_manager import ExperimentManager
-
-    for name, built_in in BUILT_IN.items():
-        try:
-            algo_class = getattr(sb3_dapo, built_in.class_name)
-        except (AttributeError, ModuleNotFoundError):
-            continue  # its extra is not installed
-        if name not in CONF_FILES:
-            register_algorithm(name, algo_class, sampler=built_in.sampler)
-    # The name that the Zoo's `train()` looks up
-    setattr(rl_zoo3.train, "ExperimentManager", ExperimentManager)  # noqa: B010
+    for name, (class_name, sampler) in BUILT_IN.items():
+        with suppress(AttributeError, ModuleNotFoundError):  # its extra is not installed
+            if name not in CONF_FILES:
+                register_algorithm(name, getattr(import_module("sb3_dapo"), class_name), sampler=sampler)
     if importlib.util.find_spec("minatar") is not None and "MinAtar/Asterix-v1" not in gym.registry:
         import minatar.gym
 

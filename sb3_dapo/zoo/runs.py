@@ -11,11 +11,7 @@ import yaml
 
 
 def list_runs(log_path: Path, env_name: str) -> list[Path]:
-    """
-    :param log_path: folder of an algorithm's runs
-    :param env_name: environment
-    :return: folders of its runs, the latest first
-    """
+    """Folders of an environment's runs, the latest first."""
     numbered = []
     for path in log_path.iterdir() if log_path.is_dir() else ():
         name, _, number = path.name.rpartition("_")
@@ -26,22 +22,16 @@ def list_runs(log_path: Path, env_name: str) -> list[Path]:
 
 def find_run(log_path: Path, env_name: str, exp_id: int, file: str, hint: str) -> Path:
     """
-    :param log_path: folder of an algorithm's runs
-    :param env_name: environment
-    :param exp_id: number of the run; 0: the latest with the file, -1: `log_path` itself
-    :param file: what the command needs, `*` standing for anything
-    :param hint: what to do if it is missing
-    :return: folder of the run
-    :raises ValueError: if there is none
+    The folder of run number `exp_id` of an algorithm; 0: of the latest with the file that is needed, in whose name `*`
+    stands for anything, -1: `log_path` itself. Refused if there is none, with the hint what to do.
     """
     runs = list_runs(log_path, env_name)
     if exp_id != 0:
         path = log_path if exp_id < 0 else log_path / f"{env_name}_{exp_id}"
         if not path.is_dir():
             existing = ", ".join(run.name.rpartition("_")[2] for run in reversed(runs)) or "none"
-            raise ValueError(
-                f"there is no run in {path}: choose another --exp-id (of {env_name} there are: {existing})"
-            )
+            others = f"choose another --exp-id (of {env_name} there are: {existing})"
+            raise ValueError(f"there is no run in {path}: {others}")
         if not any(path.glob(file)):
             raise ValueError(f"there is no {file} in {path}: {hint}")
         return path
@@ -56,40 +46,26 @@ def find_run(log_path: Path, env_name: str, exp_id: int, file: str, hint: str) -
 
 
 def read_train_args(run: Path, env_name: str) -> dict[str, Any]:
-    """
-    :param run: folder of a run
-    :param env_name: its environment
-    :return: arguments of the command that trained, none if it was not this one
-    """
-    path = run / env_name / "args.yml"
-    args: dict[str, Any] = dict(yaml.unsafe_load(path.read_text())) if path.is_file() else {}  # the Zoo saves objects
-    return args
+    """Arguments of the command that trained a run, none if it was not this one."""
+    return _read_yaml(run / env_name / "args.yml")
 
 
 def read_config(run: Path, env_name: str) -> dict[str, Any]:
-    """
-    :param run: folder of a run
-    :param env_name: its environment
-    :return: its hyperparameters as they were given, none if it was not trained by the Zoo
-    """
-    path = run / env_name / "config.yml"
-    config: dict[str, Any] = dict(yaml.unsafe_load(path.read_text())) if path.is_file() else {}  # as above
-    return config
+    """Hyperparameters of a run as they were given, none if it was not trained by the Zoo."""
+    return _read_yaml(run / env_name / "config.yml")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    return dict(yaml.unsafe_load(path.read_text())) if path.is_file() else {}  # the Zoo saves objects
 
 
 def checkpoint_steps(checkpoint: Path) -> int:
-    """
-    :param checkpoint: a checkpoint of a run
-    :return: steps at which it was written
-    """
+    """Steps at which a checkpoint of a run was written."""
     return int(checkpoint.stem.split("_")[-2])
 
 
 def import_packages(names: Iterable[str]) -> None:
-    """
-    :param names: modules that register environments
-    :raises ValueError: if one does not exist
-    """
+    """Import modules that register environments."""
     for name in names:
         try:
             import_module(name)
@@ -100,10 +76,7 @@ def import_packages(names: Iterable[str]) -> None:
 
 
 def check_env(env_id: str) -> None:
-    """
-    :param env_id: environment
-    :raises ValueError: if it is not registered
-    """
+    """Refuse an environment that is not registered."""
     if env_id in gym.registry:
         return
     ids = {name.lower(): name for name in gym.registry}
@@ -114,8 +87,7 @@ def check_env(env_id: str) -> None:
 
 def no_frameskip_id(env_id: str) -> str | None:
     """
-    :param env_id: game of Atari, in any version and spelling
-    :return: its version that the hyperparameters are made for, None if there is no such game
+    The version of an Atari game, in any spelling, that the hyperparameters are made for; None if there is no such game.
     """
     game = env_id.lower().removeprefix("ale/").split("-")[0].removesuffix("deterministic").removesuffix("noframeskip")
     ids = {name.lower(): name for name in gym.registry}

@@ -10,9 +10,8 @@ import numpy.typing as npt
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecVideoRecorder
 
-from sb3_dapo.zoo.agents import Agent
-from sb3_dapo.zoo.parsers import BEST_MODEL, agent_parser, positive
-from sb3_dapo.zoo.runs import checkpoint_steps
+from sb3_dapo.zoo.evaluation import Agent
+from sb3_dapo.zoo.parsers import agent_parser, positive
 
 # Frames per second of the console, of which ale_py's metadata tell half
 ATARI_FPS = 60
@@ -22,10 +21,7 @@ MAX_GIF_FPS = 25
 
 
 def visible(frame: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """
-    :param frame: shape ``(height, width, 3)``, bytes, or numbers from 0 to 1 as MinAtar gives
-    :return: bytes, with pixels repeated if there are only a few
-    """
+    """A frame as bytes, also where MinAtar gives numbers from 0 to 1, with pixels repeated if there are only a few."""
     if np.issubdtype(frame.dtype, np.floating):
         frame = (255 * frame).astype(np.uint8)
     scale = ceil(MIN_HEIGHT / len(frame))
@@ -35,12 +31,7 @@ def visible(frame: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 class VideoRecorder(VecVideoRecorder):
     """
     SB3's recorder, which takes one frame per step of the agent, played at the speed of the game where a step is several
-    frames, as on Atari.
-
-    :param venv: environment
-    :param args: as in SB3
-    :param gif: write a GIF beside the mp4
-    :param kwargs: as in SB3
+    frames, as on Atari. With `gif` it writes a GIF beside the mp4.
     """
 
     frames_per_sec: Any  # a number
@@ -74,17 +65,8 @@ class VideoRecorder(VecVideoRecorder):
 
 
 def record(agent: Agent, model: BaseAlgorithm, env: VecEnv, folder: Path, n_steps: int, gif: bool = False) -> Path:
-    """
-    :param agent: what plays
-    :param model: its model
-    :param env: its environment, which renders arrays of pixels; it is closed
-    :param folder: where to write the video
-    :param n_steps: length of the video
-    :param gif: write a GIF beside the mp4
-    :return: the mp4
-    """
-    kind = {BEST_MODEL: "best-model", f"{agent.env}.zip": "final-model"}.get(agent.model_path.name)
-    name = f"{kind or f'checkpoint-{checkpoint_steps(agent.model_path)}'}-{agent.algo}-{agent.env}"
+    """Write a video of `n_steps` steps, and return its path. The environment, which renders arrays, is closed."""
+    name = f"{agent.kind[0]}-{agent.algo}-{agent.env}"
     recorder = VideoRecorder(env, str(folder), lambda step: step == 0, n_steps, name, gif=gif)
     observations = recorder.reset()
     state, starts = None, np.ones(env.num_envs, dtype=bool)

@@ -24,12 +24,11 @@ from pandas import DataFrame, read_csv  # type: ignore[import-untyped]
 from stable_baselines3.common import monitor
 
 from sb3_dapo.cli import LOG_FOLDER
-from sb3_dapo.zoo.callbacks import EPISODES_FILE
 from sb3_dapo.zoo.commands import replaced, replaced_parser
+from sb3_dapo.zoo.exp_manager import EPISODES_FILE
 from sb3_dapo.zoo.parsers import Parser
 
 FOLDER = Path(LOG_FOLDER, "plots")
-N_THRESHOLDS = 200
 
 
 def save_figures() -> None:
@@ -45,19 +44,12 @@ def save_figures() -> None:
 
 
 def set_label(manager: FigureManagerBase, title: str) -> None:
-    """
-    :param manager: of a figure that has no window
-    :param title: title of its window, without which figures could not be told apart
-    """
+    """Keep the title of a figure's window, without which figures could not be told apart where there is none."""
     manager.canvas.figure.set_label(title.rpartition(" - ")[2])
 
 
 class PlotParser(Parser):
-    """
-    Arguments of a command of the Zoo that plots.
-
-    :param description: what the Zoo gives as the name of the program
-    """
+    """Arguments of a command of the Zoo that plots, which gives its description as the name of the program."""
 
     def __init__(self, description: str) -> None:
         super().__init__(prog=sys.argv[0], description=description)
@@ -85,14 +77,9 @@ class AllPlotsParser(PlotParser):
 
 def tell_runs(folder: Path, env: str, min_timesteps: int, max_timesteps: int) -> int:
     """
-    Print which runs the Zoo uses, and why it drops the others, of which it says nothing.
-
-    :param folder: folder of an algorithm's runs
-    :param env: part of their names
-    :param min_timesteps: runs with fewer steps do not decide how many evaluations are used, unless it is negative
-    :param max_timesteps: later evaluations are left out
-    :return: how many it uses
-    :raises ValueError: if the Zoo cannot use them together
+    Print which of an algorithm's runs the Zoo uses, and why it drops the others, of which it says nothing; returns how
+    many it uses. Those with fewer than `min_timesteps` do not decide how many evaluations are used, unless it is
+    negative. Refuses runs that the Zoo cannot use together.
     """
     dropped: dict[str, str] = {}
     evaluated: dict[str, npt.NDArray[np.int64]] = {}  # steps of its evaluations
@@ -145,11 +132,7 @@ class PlotFromFileParser(PlotParser):
 
 
 def check_results(results: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
-    """
-    :param results: of environments and of algorithms
-    :param args: arguments of the Zoo's `plot_from_file`
-    :raises ValueError: if it would fail on them, or if they choose none
-    """
+    """Refuse results that the Zoo's `plot_from_file` would fail on, and arguments that choose none."""
     first = next(iter(results.values()), {})
     keys = [key for key in first if key not in args.skip_keys and key in (args.keep_keys or first)]
     envs = [env for env in results if env not in args.skip_envs and env in (args.keep_envs or results)]
@@ -172,20 +155,13 @@ class TableWriter(pytablewriter.MarkdownTableWriter):
     """A table without scores of what was not run, for which the Zoo writes 0."""
 
     def write_table(self, **kwargs: Any) -> None:
-        """
-        :param kwargs: as in pytablewriter
-        """
+        """As in pytablewriter."""
         self.value_matrix = [["-" if cell == "0.0 +/- 0.0" else cell for cell in row] for row in self.value_matrix]
         super().write_table(**kwargs)
 
 
 def run(plot: Callable[[], None], parser: type[PlotParser] = PlotParser) -> None:
-    """
-    Where there is no display, what would be shown in windows is written to PNG files.
-
-    :param plot: a function of the Zoo that parses `sys.argv` and shows figures
-    :param parser: parser of its arguments
-    """
+    """Call a function of the Zoo that shows figures. Without a display they are written to PNG files."""
     with ExitStack() as stack:
         stack.enter_context(replaced_parser(import_module(plot.__module__), parser))
         stack.enter_context(replaced(pytablewriter, MarkdownTableWriter=TableWriter))
@@ -204,28 +180,23 @@ def plot_train() -> None:
 
 
 def load_results(folder: str) -> DataFrame:
-    """
-    :param folder: folder of a run
-    :return: what `Monitor` wrote about its episodes, by time, without those that a resumed run played again
-    """
+    """What `Monitor` wrote about a run's episodes, by time, without those that a resumed run played again."""
     results = monitor.load_results(folder)
     log = Path(folder, EPISODES_FILE)
-    parts = sorted(Path(folder).glob("before_*.monitor.csv"), key=lambda path: int(path.name.split("_")[1]))
+    parts: dict[int, list[int]] = {}  # steps that the next part of the run began with, and number of episodes
+    for path in Path(folder).glob("before_*.monitor.csv"):
+        _, number, _, _, steps, *_ = path.name.split("_")
+        parts.setdefault(int(number), [int(steps), 0])[1] += len(read_csv(path, skiprows=1))
     if not parts or not log.is_file():
         return results
-    # Of each part of the run, its number and the steps that the next one began with
-    starts = {int(number): int(steps) for _, number, _, _, steps, *_ in (path.name.split("_") for path in parts)}
-    ends = np.minimum.accumulate([starts[number] for number in sorted(starts)][::-1])[::-1]
-    n_kept = np.searchsorted(read_csv(log)["timesteps"], ends, side="right")  # episodes until there
-    counts = [0] * len(ends)
-    for path in parts:
-        counts[int(path.name.split("_")[1]) - 1] += len(read_csv(path, skiprows=1))
-    kept = np.zeros(len(results), dtype=bool)
-    first = begin = 0
-    for count, end in zip(counts, n_kept, strict=True):
-        kept[first : first + max(end - begin, 0)] = True
-        first, begin = first + count, max(begin, end)
-    kept[first:] = True
+    timesteps, kept = read_csv(log)["timesteps"], np.ones(len(results), dtype=bool)
+    first = n_kept = 0
+    for part in sorted(parts):
+        # A later part may have begun before this one did
+        start = min(steps for later, (steps, _) in parts.items() if later >= part)
+        n_before = max(int((timesteps <= start).sum()), n_kept)
+        kept[first + n_before - n_kept : first + parts[part][1]] = False
+        first, n_kept = first + parts[part][1], n_before
     return results[kept].reset_index(drop=True)
 
 
@@ -248,7 +219,6 @@ def true_figures() -> Iterator[None]:
     zoo = import_module("rl_zoo3.plots.plot_from_file")
     title, show, normalize_score = plt.title, plt.show, zoo.normalize_score
     normalized: list[str] = []  # environments with reference scores, which the Zoo asks for before it draws
-    thresholds: list[float] = []
 
     def normalize(scores: Any, env_id: str) -> Any:
         normalized.append(env_id)
@@ -264,16 +234,13 @@ def true_figures() -> Iterator[None]:
             text.set_text(text.get_text().replace("Normalized Score", "Score"))
         show()
 
-    def create_performance_profile(scores: dict[str, Any], tau: Any, **kwargs: Any) -> Any:
+    def create_performance_profile(scores: dict[str, Any], thresholds: npt.NDArray[Any], **kwargs: Any) -> Any:
         if not normalized:
             values = np.concatenate([np.ravel(score) for score in scores.values()])  # (n_algos * n_runs * n_envs,)
             margin = 0.05 * (np.ptp(values) or 1.0)
-            tau = np.linspace(values.min() - margin, values.max() + margin, N_THRESHOLDS)
-        thresholds[:] = tau
-        return create_profile(scores, tau, **kwargs)
-
-    def plot_performance_profiles(profiles: Any, tau: Any, **kwargs: Any) -> Any:
-        return plot_profiles(profiles, thresholds, **kwargs)
+            # In place, as the Zoo draws over them
+            thresholds[:] = np.linspace(values.min() - margin, values.max() + margin, len(thresholds))
+        return create_profile(scores, thresholds, **kwargs)
 
     def plot_interval_estimates(scores: Any, intervals: Any, metric_names: list[str], **kwargs: Any) -> Any:
         n = len(metric_names) - (not normalized)  # without "Optimality Gap", the last one
@@ -287,19 +254,9 @@ def true_figures() -> Iterator[None]:
         stack.enter_context(replaced(plt, title=true_title, show=true_show))
         stack.enter_context(replaced(zoo, normalize_score=normalize))
         if zoo.rly is not None:  # otherwise rliable is not installed, of which the Zoo tells
-            create_profile = zoo.rly.create_performance_profile
-            plot_profiles, plot_intervals = (
-                zoo.plot_utils.plot_performance_profiles,
-                zoo.plot_utils.plot_interval_estimates,
-            )
+            create_profile, plot_intervals = zoo.rly.create_performance_profile, zoo.plot_utils.plot_interval_estimates
             stack.enter_context(replaced(zoo.rly, create_performance_profile=create_performance_profile))
-            stack.enter_context(
-                replaced(
-                    zoo.plot_utils,
-                    plot_performance_profiles=plot_performance_profiles,
-                    plot_interval_estimates=plot_interval_estimates,
-                )
-            )
+            stack.enter_context(replaced(zoo.plot_utils, plot_interval_estimates=plot_interval_estimates))
         stack.enter_context(warnings.catch_warnings())
         # It asks to change the Zoo's source
         warnings.filterwarnings("ignore", message=".* not found for normalizing scores")
