@@ -7,12 +7,14 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from sb3_contrib.common.maskable.policies import (
     MaskableActorCriticCnnPolicy,
     MaskableActorCriticPolicy,
     MaskableMultiInputActorCriticPolicy,
 )
 from sb3_contrib.common.maskable.utils import is_masking_supported
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -20,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dapo.arguments import check
 from sb3_dapo.buffers import RolloutRingSamples
+from sb3_dapo.checkpoint.states import walk_callbacks
 from sb3_dapo.dapo import DAPO
 from sb3_dapo.maskable.acting import MaskingPolicy, MaskingPredictor, check_masks, choice_sizes
 from sb3_dapo.maskable.distributions import lean_distribution
@@ -82,6 +85,14 @@ class MaskableDAPO(DAPO, PolicyWithoutSDE):
         policy: Any = self.policy
         with lean_distribution(policy, choice_sizes(self.action_space), self._is_fast()):
             return super()._evaluate(samples)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        initialized = super()._init_callback(callback, progress_bar)
+        for part in walk_callbacks(initialized) if self._use_masking else ():
+            # SB3's would evaluate without masks
+            if isinstance(part, EvalCallback) and not isinstance(part, MaskableEvalCallback):
+                part.model = self.predictor_for(part.eval_env)
+        return initialized
 
     def learn(  # type: ignore[override]
         self: SelfMaskableDAPO,
