@@ -19,7 +19,10 @@ Sampler = Callable[..., dict[str, Any]]
 
 
 # Algorithms of this package: class and search space. Hyperparameters are in the files of these names in hyperparams/
-BUILT_IN: dict[str, tuple[str, Sampler]] = {"dapo": ("DAPO", sample_dapo_params)}
+BUILT_IN: dict[str, tuple[str, Sampler]] = {
+    "dapo": ("DAPO", sample_dapo_params),
+    "dapo_mask": ("MaskableDAPO", sample_dapo_params),
+}
 # Names and hyperparameter files of the algorithms that are registered
 CONF_FILES: dict[str, str] = {}
 
