@@ -1,8 +1,9 @@
 """Environments that tell which actions are allowed, and insist on them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 from envs import RandomEnv
 from gymnasium import spaces
@@ -70,3 +71,19 @@ def masked(
 ) -> Callable[[], VecEnv]:
     """:return: makes such environments"""
     return lambda: make_vec_env(lambda: MaskedEnv(action_space, observation_space, refuses), n_envs=n_envs, seed=0)
+
+
+class MaskedGame(MaskedEnv):
+    """A :class:`MaskedEnv` of 20 steps that can be watched, under the name ``MaskedGame-v0``."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 30}
+
+    def __init__(self, kind: str = "Discrete", render_mode: str | None = None) -> None:
+        super().__init__(SPACES[kind])
+        self.render_mode = render_mode
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        return np.zeros((32, 32, 3), np.uint8)
+
+
+gym.register("MaskedGame-v0", MaskedGame, max_episode_steps=20)
