@@ -562,9 +562,7 @@ class DAPO(Checkpoints, HubModel, PPO):
 
     def _scheduled(self, schedule: str, name: str | None = None) -> float:
         """
-        :param schedule: attribute that holds a schedule
-        :param name: of the argument, if it is another
-        :return: the schedule's value now
+        :return: value now of the schedule that is an attribute; ``name`` is the argument's, if it is another
         :raises ValueError: if it is no number of at least 0
         """
         value: float = getattr(self, schedule)(self._current_progress_remaining)
@@ -665,22 +663,12 @@ class DAPO(Checkpoints, HubModel, PPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDAPO:
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        name = type(self).__name__ if tb_log_name is None else tb_log_name
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
 
 def _check_env(env: Any, is_needed: bool) -> None:
-    """
-    :param env: environment that was passed
-    :param is_needed: whether there must be one
-    :raises ValueError: if it is nothing that SB3 takes for one
-    """
+    """Refuse what SB3 does not take for an environment."""
     # SB3 wraps environments of the old gym, if that is installed
     old_gym = getattr(sys.modules.get("gym"), "Env", ())
     is_env = isinstance(env, str | gym.Env | VecEnv) or isinstance(env, old_gym) or (env is None and not is_needed)

@@ -681,7 +681,7 @@ def test_zoo_checkpoint_of_an_algorithm_of_the_user(hub: HubServer, command: Com
     assert "from test_hub import Sibling" in card and "Sibling.from_pretrained(" in card
     command("load-from-hub", *named, "-orga", "lab", "--trust-pickle")
     loaded = Sibling.load("logs/sibling/CartPole-v1_2/CartPole-v1.zip")
-    assert (type(loaded), loaded.num_timesteps, loaded.patience) == (Sibling, 128, 3)
+    assert (type(loaded), loaded.num_timesteps, loaded.bonus) == (Sibling, 128, 0.5)
     assert "Mean reward" in command("enjoy", *named, "--no-render", "-n", "100")
 
 

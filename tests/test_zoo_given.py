@@ -27,7 +27,7 @@ from rl_zoo3.utils import ALGOS
 
 from sb3_dapo.arguments import arguments_of
 from sb3_dapo.checkpoint import vec_normalize_of
-from sb3_dapo.zoo import register_algorithm
+from sb3_dapo.zoo import ExperimentManager, register_algorithm
 from sb3_dapo.zoo.evaluation import read_hyperparameters
 from sb3_dapo.zoo.exp_manager import NOISE, check_keywords
 from sb3_dapo.zoo.parsers import TrainParser
@@ -115,6 +115,29 @@ def test_resume_uses_what_it_is_given_and_writes_it_down(command: Command, cut: 
     assert DAPO.load(cut / "CartPole-v1.zip").n_epochs == 3
 
 
+def test_resume_that_was_killed_before_it_used_what_it_was_given(
+    command: Command, cut: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written down by then: the next one uses it, though it is given nothing."""
+
+    class Killed(Exception):
+        pass
+
+    def learn(self: ExperimentManager, model: Any) -> None:
+        raise Killed
+
+    for given in (["learning_rate:0.001"], ["learning_rate:0.002", "gamma:0.8"]):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(ExperimentManager, "learn", learn)
+            command("train", *CARTPOLE, "--resume", "-n", "512", "--hyperparams", *given)
+    output = command("train", *CARTPOLE, "--resume", "-n", "512")
+    assert "Resuming with learning_rate: 0.002 instead of 0.01" in output
+    model = DAPO.load(cut / "CartPole-v1.zip")
+    assert (model.learning_rate(1.0), model.gamma, model.num_timesteps) == (0.002, 0.8, 512)
+    assert (saved("config")["learning_rate"], saved("config")["gamma"]) == (0.002, 0.8)
+    assert "instead of" not in command("train", *CARTPOLE, "--resume", "-n", "768")
+
+
 def test_resume_takes_hyperparameters_from_another_file(command: Command, cut: Path) -> None:
     """Those that the file leaves out have the defaults of the class. Without a file, the run's own count."""
     entry = "n_timesteps: 384, policy: MlpPolicy, n_envs: 8, n_steps: 16, batch_size: 64"
@@ -130,20 +153,27 @@ def test_resume_takes_hyperparameters_from_another_file(command: Command, cut: P
 
 def test_resume_builds_the_environments_that_are_asked_for(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[float] = []
+    played: set[float] = set()
 
     class Pendulum(PendulumEnv):
         def __init__(self, g: float = 10.0, **kwargs: Any) -> None:
             made.append(g)
             super().__init__(g=g, **kwargs)
 
+        def step(self, action: np.ndarray) -> Any:
+            played.add(self.g)
+            return super().step(action)
+
     monkeypatch.setitem(gym.registry, "Own-v0", gym.envs.registration.EnvSpec("Own-v0", Pendulum))
     small = ("--hyperparams", "n_steps:64", "env_kwargs:dict(g=9.0)")
     command("train", "--env", "Own-v0", "-n", "64", "--save-freq", "64", *SHORT, *small)
-    assert set(made) == {9.0}
+    assert set(made) == played == {9.0}
     made.clear()
+    played.clear()
     command("train", "--env", "Own-v0", "--resume", "-n", "128", "--env-kwargs", "g:8.0")
     run = Path("logs/dapo/Own-v0_1")
-    assert set(made) == {8.0} and saved("args", run)["env_kwargs"] == saved("config", run)["env_kwargs"] == {"g": 8.0}
+    assert set(made) == played == {8.0}
+    assert saved("args", run)["env_kwargs"] == saved("config", run)["env_kwargs"] == {"g": 8.0}
     made.clear()
     command("train", "--env", "Own-v0", "--resume", "-n", "192")
     command("enjoy", "--env", "Own-v0", "--no-render", "-n", "2")
@@ -251,6 +281,22 @@ def test_checkpoints_are_played_with_their_own_statistics(command: Command, coun
         counts.clear()
         command(name, *named, *short, "--load-last-checkpoint")
         assert counts == {512 + n_reset}
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_training_goes_on_from_an_agent_with_its_own_statistics(
+    command: Command, counts: set[float], is_interrupted: bool
+) -> None:
+    command("train", *CARTPOLE, "-n", "384", "--save-freq", "128", *SHORT, *NORMALIZED)
+    if is_interrupted:
+        (RUN / "CartPole-v1" / "vecnormalize.pkl").unlink()
+    for agent, steps in (("rl_model_256_steps.zip", 256), ("rl_model_384_steps.zip", 384)):
+        counts.clear()
+        command("train", *CARTPOLE, "-n", "128", *SHORT, *NORMALIZED, "-i", str(RUN / agent))
+        assert min(counts) == steps + 4 + 4  # the first observations of both runs
+    if is_interrupted:
+        with pytest.warns(UserWarning, match="no statistics of VecNormalize for .*They begin anew"):
+            command("train", *CARTPOLE, "-n", "128", *SHORT, *NORMALIZED, "-i", str(RUN / "CartPole-v1.zip"))
 
 
 def test_older_runs_tell_that_a_checkpoint_has_no_statistics(command: Command, counts: set[float], capsys) -> None:

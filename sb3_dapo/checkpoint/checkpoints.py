@@ -7,9 +7,8 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -49,35 +48,20 @@ TRAINING_ENTRY = "training.pt"  # tensors, numbers and text: read without runnin
 ENVIRONMENTS_ENTRY = "environments.pkl"
 
 
-@dataclass
-class RolloutStart:
-    """
-    The moment between an update and the next rollout, when a checkpoint is exact.
-
-    :param num_timesteps: steps so far
-    :param random_states: states of the random generators
-    :param callback: the callback of the run
-    """
+class RolloutStart(NamedTuple):
+    """The moment between an update and the next rollout, when a checkpoint is exact."""
 
     num_timesteps: int
     random_states: dict[str, Any]
-    callback: BaseCallback
+    callback: BaseCallback  # of the run
 
 
-@dataclass
-class Resumption:
-    """
-    What a loaded checkpoint has still to restore when the next rollout begins.
-
-    :param num_timesteps: steps at which the checkpoint was written
-    :param random_states: states of the random generators
-    :param log: what was recorded but not yet written to the log
-    :param callbacks: states of the callbacks
-    """
+class Resumption(NamedTuple):
+    """What a loaded checkpoint has still to restore when the next rollout begins."""
 
     num_timesteps: int
     random_states: dict[str, Any]
-    log: dict[str, Any]
+    log: dict[str, Any]  # what was recorded but not yet written
     callbacks: dict[str, dict[str, Any]]
 
 

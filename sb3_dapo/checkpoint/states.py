@@ -16,18 +16,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dapo.checkpoint.env_state import NotRestorableError, get_env_state, note_made, set_env_state
 
 # What SB3's callbacks count and remember, so that they trigger at the same steps after a resume
-CALLBACK_STATE = (
-    "n_calls",
-    "last_time_trigger",
-    "n_episodes",
-    "best_mean_reward",
-    "last_mean_reward",
-    "evaluations_results",
-    "evaluations_timesteps",
-    "evaluations_length",
-    "evaluations_successes",
-    "last_best_mean_reward",
-    "no_improvement_evals",
+CALLBACK_STATE = frozenset(
+    "n_calls last_time_trigger n_episodes best_mean_reward last_mean_reward last_best_mean_reward no_improvement_evals "
+    "evaluations_results evaluations_timesteps evaluations_length evaluations_successes".split()
 )
 
 

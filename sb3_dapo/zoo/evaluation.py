@@ -2,10 +2,8 @@
 
 import argparse
 import os
-import pickle
 import shutil
 import sys
-import warnings
 from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,13 +23,12 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, unwrap_vec_normalize
 
 from sb3_dapo import DAPO
-from sb3_dapo.checkpoint import vec_normalize_of
 from sb3_dapo.cli import DEFAULT_ALGO
 from sb3_dapo.maskable.acting import choice_sizes
-from sb3_dapo.zoo.exp_manager import BEST_STATISTICS, ExperimentManager
+from sb3_dapo.zoo.exp_manager import ExperimentManager, read_statistics
 from sb3_dapo.zoo.parsers import BEST_MODEL, CHECKPOINT_PREFIX, Assignments, agent_parser, positive
 from sb3_dapo.zoo.runs import check_env, checkpoint_steps, import_packages, read_config, read_train_args
 
@@ -90,15 +87,13 @@ class Agent:
 
     def load(self, args: argparse.Namespace, env: VecEnv) -> BaseAlgorithm:
         """Its model, to play in `env`."""
-        kwargs: dict[str, Any] = {}
+        kwargs: dict[str, Any] = {"_vec_normalize_env": unwrap_vec_normalize(env)}
         if issubclass(self.algo_class, OffPolicyAlgorithm):  # nothing is learned, so nothing is kept
-            kwargs = {"buffer_size": 1, "optimize_memory_usage": False}
+            kwargs |= {"buffer_size": 1, "optimize_memory_usage": False}
             if "HerReplayBuffer" in str(self.hyperparams.get("replay_buffer_class")):
                 kwargs["env"] = env
         # Otherwise without it, as a model may be bound to the kind of environment that it was trained in
-        model = self.algo_class.load(self.model_path, seed=args.seed, device=args.device, **kwargs)
-        model._vec_normalize_env = unwrap_vec_normalize(env)
-        return model
+        return self.algo_class.load(self.model_path, seed=args.seed, device=args.device, **kwargs)
 
 
 def make_env(
@@ -114,18 +109,8 @@ def make_env(
     **kwargs: Any,
 ) -> VecEnv:
     """
-    The environment as the Zoo's `enjoy` makes it, without a window, and with the statistics of the model's own.
-
-    :param env_id: environment
-    :param hyperparams: hyperparameters of the run, of which the wrappers are used
-    :param env_kwargs: arguments for the environment
-    :param n_envs: number of copies
-    :param seed: seed of the first copy
-    :param stats_path: folder of the run's hyperparameters and statistics; `None`: neither normalized nor stacked
-    :param model_path: the model that will play, if it is not that of the run's end
-    :param norm_reward: normalize rewards too
-    :param kwargs: further arguments of the Zoo's `create_test_env`
-    :return: vectorized environment
+    The Zoo's `create_test_env`, without a window, and with the statistics of the model that will play, by default the
+    run's last. Without `stats_path`, the folder of the run's hyperparameters, neither normalized nor stacked.
     """
     kwargs = {"should_render": False, "vec_env_cls": DummyVecEnv, **kwargs}
     # The Zoo empties the hyperparameters
@@ -141,27 +126,6 @@ def make_env(
     if stats_path is not None and hyperparams.get("frame_stack"):
         env = VecFrameStack(env, hyperparams["frame_stack"])
     return env
-
-
-def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
-    """`VecNormalize` as it was when a model of a run was saved, by default the last one."""
-    path = folder / "vecnormalize.pkl"  # of the end; of the best model until then
-    if model_path is not None and model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
-        statistics = vec_normalize_of(model_path)
-        if statistics is not None:
-            return statistics
-        # What SB3 writes beside its checkpoints, for the Zoo's other algorithms
-        own = model_path.with_name(f"{CHECKPOINT_PREFIX}_vecnormalize_{checkpoint_steps(model_path)}_steps.pkl")
-    else:
-        own = folder / BEST_STATISTICS if model_path is not None and model_path.name == BEST_MODEL else path
-    if not own.is_file() and path.is_file():
-        warnings.warn(f"{model_path} has no statistics of VecNormalize, those of {path} are used", stacklevel=2)
-        own = path
-    if not own.is_file():
-        raise ValueError(f"there are no statistics of VecNormalize for {model_path}: {own} does not exist")
-    with own.open("rb") as file:
-        read: VecNormalize = pickle.load(file)
-    return read
 
 
 class RandomPolicy:

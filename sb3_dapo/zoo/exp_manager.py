@@ -3,8 +3,10 @@
 import argparse
 import difflib
 import os
+import pickle
 import shutil
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -23,16 +25,16 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sb3_dapo.arguments import SCHEDULED, arguments_of
-from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until
+from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until, vec_normalize_of
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
-from sb3_dapo.zoo.parsers import CHECKPOINT_PREFIX
+from sb3_dapo.zoo.parsers import BEST_MODEL, CHECKPOINT_PREFIX
 from sb3_dapo.zoo.registration import CONF_FILES
-from sb3_dapo.zoo.runs import checkpoint_steps, no_frameskip_id, read_config
+from sb3_dapo.zoo.runs import BEFORE_FILE, checkpoint_steps, no_frameskip_id, read_before, read_config
 
 # Arguments that the Zoo gives to every algorithm itself
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
@@ -62,11 +64,7 @@ def conf_file(algo: str) -> str | None:
 
 
 def parse_schedule(name: str, text: str) -> SimpleLinearSchedule | Controller:
-    """
-    :param name: argument that the text is for
-    :param text: `lin_x`, and for `divergence_coef` also `adaptive_x` and `dual_x`, where x is the target divergence
-    :return: schedule that falls linearly from x to 0, or controller
-    """
+    """What `lin_x` stands for, and for `divergence_coef` also `adaptive_x` and `dual_x`, with the target x."""
     kinds: dict[str, Callable[[float], SimpleLinearSchedule | Controller]] = {"lin": SimpleLinearSchedule}
     if name == "divergence_coef":
         kinds |= {"adaptive": AdaptiveController, "dual": DualController}
@@ -139,6 +137,27 @@ def episode_of(info: Any) -> tuple[Any, Any] | None:
         return (np.asarray(episode["r"]).item(), np.asarray(episode["l"]).item())  # type: ignore[index]
     except (IndexError, KeyError, TypeError, ValueError):
         return None
+
+
+def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
+    """`VecNormalize` as it was when a model of a run was saved, by default the last one."""
+    path = folder / "vecnormalize.pkl"  # of the end; of the best model until then
+    if model_path is not None and model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
+        statistics = vec_normalize_of(model_path)
+        if statistics is not None:
+            return statistics
+        # What SB3 writes beside its checkpoints, for the Zoo's other algorithms
+        own = model_path.with_name(f"{CHECKPOINT_PREFIX}_vecnormalize_{checkpoint_steps(model_path)}_steps.pkl")
+    else:
+        own = folder / BEST_STATISTICS if model_path is not None and model_path.name == BEST_MODEL else path
+    if not own.is_file() and path.is_file():
+        warnings.warn(f"{model_path} has no statistics of VecNormalize, those of {path} are used", stacklevel=2)
+        own = path
+    if not own.is_file():
+        raise ValueError(f"there are no statistics of VecNormalize for {model_path}: {own} does not exist")
+    with own.open("rb") as file:
+        read: VecNormalize = pickle.load(file)
+    return read
 
 
 class RunCallback(BaseCallback):
@@ -254,15 +273,27 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         """The Zoo's. Of a resumed run: its own with what is given, or those of a file or trial if one is given."""
         if self.checkpoint is None:
             return self._read_hyperparameters()
-        old = read_config(Path(self.save_path), self.env_name)
+        written = read_config(Path(self.save_path), self.env_name)
+        before = read_before(Path(self.save_path), self.env_name)
+        # What a resumed run has written down, and not used when it was killed before its first checkpoint
+        self.config_of_checkpoint = before["config"] if before.get("steps") == self._steps() else written
         if self.keep_config:
-            hyperparams = {**old, **(self.custom_hyperparams or {})}
+            hyperparams = {**written, **(self.custom_hyperparams or {})}
             if "env_kwargs" in hyperparams and self.env_kwargs:
                 hyperparams["env_kwargs"] = self.env_kwargs
         else:
             hyperparams, _ = self._read_hyperparameters()
-        self.changed = changes(ALGOS[self.algo], old, hyperparams)
+        self.changed = changes(ALGOS[self.algo], self.config_of_checkpoint, hyperparams)
         return hyperparams, OrderedDict(sorted(hyperparams.items()))
+
+    def _steps(self) -> int:
+        return checkpoint_steps(self.checkpoint) if self.checkpoint is not None else 0
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        if self.checkpoint is not None:
+            before = {"steps": self._steps(), "config": self.config_of_checkpoint}
+            Path(self.params_path, BEFORE_FILE).write_text(yaml.dump(before))
+        super()._save_config(saved_hyperparams)
 
     def _read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
@@ -426,3 +457,17 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             **(self.eval_env_kwargs if eval_env else self.env_kwargs),
         )
         return self._maybe_normalize(env, eval_env)
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        if not (self.trained_agent and self.normalize) or self.checkpoint is not None:
+            return super()._maybe_normalize(env, eval_env)
+        agent = Path(self.trained_agent)
+        try:
+            statistics = read_statistics(agent.parent / self.env_name, agent)
+        except ValueError as error:
+            warnings.warn(f"{error}. They begin anew", stacklevel=2)
+            return super()._maybe_normalize(env, eval_env)
+        statistics.set_venv(env)
+        statistics.training = not eval_env
+        statistics.norm_reward = statistics.norm_reward and not eval_env
+        return statistics

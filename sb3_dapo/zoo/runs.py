@@ -9,6 +9,9 @@ from typing import Any
 import gymnasium as gym
 import yaml
 
+# File beside config.yml with the hyperparameters of the checkpoint that a run was resumed from
+BEFORE_FILE = "config_before_resume.yml"
+
 
 def list_runs(log_path: Path, env_name: str) -> list[Path]:
     """Folders of an environment's runs, the latest first."""
@@ -53,6 +56,11 @@ def read_train_args(run: Path, env_name: str) -> dict[str, Any]:
 def read_config(run: Path, env_name: str) -> dict[str, Any]:
     """Hyperparameters of a run as they were given, none if it was not trained by the Zoo."""
     return _read_yaml(run / env_name / "config.yml")
+
+
+def read_before(run: Path, env_name: str) -> dict[str, Any]:
+    """Steps of the checkpoint that a run was resumed from last, and the hyperparameters that it was written with."""
+    return _read_yaml(run / env_name / BEFORE_FILE)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
