@@ -49,6 +49,14 @@ def test_is_loaded_on_first_use() -> None:
     assert done.stdout == "MaskableDAPO\n", done.stderr
 
 
+def test_the_extra_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "sb3_contrib.py").write_text("raise ModuleNotFoundError('No module named sb3_contrib')")
+    command = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from sb3_dapo import MaskableDAPO"
+    result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "pip install 'sb3-dapo[contrib]'" in result.stderr
+
+
 # --- the lean distribution ----------------------------------------------------------------------------
 
 

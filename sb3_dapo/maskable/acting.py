@@ -12,14 +12,11 @@ from sb3_dapo.acting import ActingPolicy, PolicyOutput
 from sb3_dapo.maskable.distributions import lean_distribution
 
 
-def choice_sizes(action_space: Any) -> list[int]:
-    """
-    :param action_space: Discrete, MultiDiscrete or MultiBinary
-    :return: number of alternatives of each of the choices that an action consists of
-    """
-    if isinstance(action_space, spaces.MultiDiscrete):
-        return action_space.nvec.tolist()
-    return [2] * int(action_space.n) if isinstance(action_space, spaces.MultiBinary) else [int(action_space.n)]  # type: ignore[arg-type]
+def choice_sizes(space: Any) -> list[int]:
+    """:return: number of alternatives of each of the choices that an action consists of"""
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec.tolist()
+    return [2] * int(space.n) if isinstance(space, spaces.MultiBinary) else [int(space.n)]  # type: ignore[arg-type]
 
 
 def check_masks(masks: np.ndarray, sizes: list[int], where: str = "") -> np.ndarray:
@@ -43,9 +40,9 @@ def check_masks(masks: np.ndarray, sizes: list[int], where: str = "") -> np.ndar
 
 class MaskingPolicy(ActingPolicy):
     """
-    Asks the environments for their masks, gives them to the policy, and records them. Parameters as in
-    :class:`~sb3_dapo.acting.ActingPolicy`, and
+    Asks the environments for their masks, gives them to the policy, and records them.
 
+    :param args: as of ``ActingPolicy``
     :param use_masking: False: everything is allowed
     :param is_lean: compute the distribution of actions in its lean form
     """
@@ -54,27 +51,21 @@ class MaskingPolicy(ActingPolicy):
         super().__init__(*args)
         self.use_masking, self.is_lean = use_masking, is_lean
         self.sizes = choice_sizes(self.env.action_space)
+        self.all_allowed = np.ones((self.env.num_envs, sum(self.sizes)), dtype=bool)
 
     def __call__(self, observations: PyTorchObs) -> PolicyOutput:
-        masks = recorded = None
+        masks = None
         if self.use_masking:
             where = f" at step {self.recorder.pos} of the rollout"
-            masks = recorded = check_masks(get_action_masks(self.env), self.sizes, where)
-        else:
-            recorded = np.ones((self.env.num_envs, sum(self.sizes)), dtype=bool)
-        self.recorder.record_inputs(action_masks=recorded)
+            masks = check_masks(get_action_masks(self.env), self.sizes, where)
+        self.recorder.record_inputs(action_masks=self.all_allowed if masks is None else masks)
         policy: Any = self.policy
         with lean_distribution(policy, self.sizes, self.is_lean):
             return policy(observations, action_masks=masks)
 
 
 class MaskingPredictor:
-    """
-    A model that plays in some environments, whose masks it asks for. For all but that, it is the model.
-
-    :param model: the model
-    :param env: the environments
-    """
+    """A model that plays in some environments, and asks them for masks. For all but that, it is the model."""
 
     def __init__(self, model: Any, env: VecEnv) -> None:
         self.model, self.env = model, env
