@@ -25,8 +25,8 @@ class Command(NamedTuple):
 
 ALGO = ("--algo", DEFAULT_ALGO)
 COMMANDS = {
-    "train": Command("commands", "train an agent, or search hyperparameters (-optimize)", ALGO),
-    "enjoy": Command("commands", "watch a trained agent", (*ALGO, "--folder", LOG_FOLDER)),
+    "train": Command("cli", "train an agent, or search hyperparameters (-optimize)", ALGO),
+    "enjoy": Command("cli", "watch a trained agent", (*ALGO, "--folder", LOG_FOLDER)),
     "record-video": Command("video", "record a trained agent as mp4 or GIF"),
     "plot": Command("plot", "draw score, divergence, KL, ratios and reuse of a run"),
     "plot-train": Command("zoo_plots", "plot the scores of training episodes", (*ALGO, "--exp-folder", LOG_FOLDER)),
@@ -36,7 +36,7 @@ COMMANDS = {
         ("--algos", DEFAULT_ALGO, "--exp-folders", LOG_FOLDER),
     ),
     "plot-from-file": Command("zoo_plots", "plot results saved by all-plots (rliable included)"),
-    "benchmark": Command("commands", "evaluate every trained agent and write a table"),
+    "benchmark": Command("cli", "evaluate every trained agent and write a table"),
     "random": Command("evaluation", "score of a uniform random policy, for reference"),
     "report": Command("evaluation", "score of a trained agent beside the random policy's, and its learning curve"),
     "push-to-hub": Command("hub", "upload a trained agent to the Hugging Face Hub, with a model card"),
@@ -84,7 +84,7 @@ def main() -> None:
     try:
         getattr(import_module(f"sb3_dapo.zoo.{command.module}"), name.replace("-", "_"))()
     except Exception as error:
-        if not import_module("sb3_dapo.zoo.commands").is_refusal(error):
+        if not import_module("sb3_dapo.zoo.cli").is_refusal(error):
             raise
         parser.exit(2, f"{sys.argv[0]}: error: {' '.join(str(error).split())}\n")
 
