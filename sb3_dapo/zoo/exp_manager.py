@@ -99,8 +99,8 @@ def changes(algo_class: type, old: dict[str, Any], new: dict[str, Any]) -> list[
     for name in changed:
         before, after = pairs[name]
         if name in FIXED_BY_CHECKPOINT:
-            reason = "as the checkpoint depends on it"
-            raise ValueError(f"`{name}` cannot change with `--resume`, {reason}: it must be {before!r}, got {after!r}")
+            needed = f"it must be {before!r}, got {after!r}"
+            raise ValueError(f"`{name}` cannot change with `--resume`, as the checkpoint depends on it: {needed}")
         print(f"Resuming with {name}: {after!r} instead of {before!r}")
     return changed
 
@@ -148,9 +148,8 @@ def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
 
 class RunLog(BaseCallback):
     """
-    Writes down in the folder of a run where its TensorBoard log is, and when each training episode ended, which
-    `Monitor` does not know: it counts frames, and the steps of whole episodes only. Of a resumed run, what came after
-    the checkpoint is taken out of both logs.
+    Writes down where a run's TensorBoard log is, and when each episode ended, which `Monitor` does not know: it counts
+    frames, and those of whole episodes only. Of a resumed run, what came after the checkpoint is taken out of both.
     """
 
     def __init__(self, run_path: str) -> None:
@@ -296,10 +295,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             shutil.rmtree(self.save_path, ignore_errors=True)
 
     def create_callbacks(self) -> None:
-        """
-        Create the Zoo's callbacks, with checkpoints that training goes on from exactly for an algorithm of this
-        package, and, if the run is logged to TensorBoard, what `sb3-dapo plot` needs.
-        """
+        """The Zoo's, with this package's checkpoints for its algorithms, and what `sb3-dapo plot` needs."""
         save_freq = self.save_freq
         if self.is_own_algo:
             self.save_freq = -1
@@ -344,21 +340,14 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
                 self._discard_folder()
             raise
 
-    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[
-        dict[str, Any],
-        Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None,
-        list[BaseCallback],
-        Callable[..., Any] | None,
-    ]:
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         n_envs = hyperparams.get("n_envs", 1)
         if not isinstance(n_envs, int) or n_envs < 1:
             raise ValueError(f"`n_envs` must be an integer of at least 1, got {n_envs!r}")
         native_kwargs = atari_wrapper_kwargs(hyperparams)
-        schedules = {}
-        if self.is_own_algo:
-            # The Zoo alone would pass the text of the divergence's coefficient on as it is
-            texts = {name: hyperparams[name] for name in SCHEDULED if isinstance(hyperparams.get(name), str)}
-            schedules = {name: parse_schedule(name, text) for name, text in texts.items()}
+        # The Zoo alone would pass the text of the divergence's coefficient on as it is
+        texts = {name: hyperparams.get(name) for name in SCHEDULED if self.is_own_algo}
+        schedules = {name: parse_schedule(name, text) for name, text in texts.items() if isinstance(text, str)}
         hyperparams, env_wrapper, callbacks, vec_env_wrapper = super()._preprocess_hyperparams(hyperparams)
         check_keywords(ALGOS[self.algo], set(hyperparams) - NOISE, source=f"{self.config} or --hyperparams")
         if self._eval_env_kwargs_args is None:
@@ -398,16 +387,9 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             return super().create_envs(n_envs, eval_env, no_log)
         from sb3_dapo.atari_vec_env import AtariVecEnv
 
-        env = AtariVecEnv(
-            self.env_name.gym_id,
-            n_envs,
-            self.seed,
-            n_stack=self.frame_stack or 1,
-            monitor_dir=None if eval_env or no_log else self.save_path,
-            **self.native_kwargs,
-            **(self.eval_env_kwargs if eval_env else self.env_kwargs),
-        )
-        return self._maybe_normalize(env, eval_env)
+        kwargs = {**self.native_kwargs, **(self.eval_env_kwargs if eval_env else self.env_kwargs)}
+        kwargs |= {"n_stack": self.frame_stack or 1, "monitor_dir": None if eval_env or no_log else self.save_path}
+        return self._maybe_normalize(AtariVecEnv(self.env_name.gym_id, n_envs, self.seed, **kwargs), eval_env)
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
         if not (self.trained_agent and self.normalize) or self.checkpoint is not None:

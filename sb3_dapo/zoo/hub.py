@@ -194,12 +194,11 @@ def training_section(agent: Agent) -> str:
     except yaml.representer.RepresenterError:
         shown = "\n".join(f"{name}: {value}" for name, value in agent.config.items())
         return f"## Hyperparameters\n\nSome are Python objects, which a file cannot hold.\n\n```\n{shown}\n```"
-    command = f"sb3-dapo train {agent_arguments(agent)} --conf-file {agent.algo}.yml --seed {agent.train_args['seed']}"
-    if agent.train_args["n_timesteps"] > 0:
-        command += f" -n {agent.train_args['n_timesteps']}"
-    if agent.train_args["env_kwargs"]:
-        pairs = [shlex.quote(f"{name}:{value!r}") for name, value in agent.train_args["env_kwargs"].items()]
-        command += f" --env-kwargs {' '.join(pairs)}"
+    args = agent.train_args
+    command = f"sb3-dapo train {agent_arguments(agent)} --conf-file {agent.algo}.yml --seed {args['seed']}"
+    command += f" -n {args['n_timesteps']}" if args["n_timesteps"] > 0 else ""
+    pairs = [shlex.quote(f"{name}:{value!r}") for name, value in (args["env_kwargs"] or {}).items()]
+    command += f" --env-kwargs {' '.join(pairs)}" if pairs else ""
     return f"""\
 ## Hyperparameters
 

@@ -77,16 +77,6 @@ def draw_curve(axes: Axes, curve: Curve, key: str) -> None:
         axes.set_yscale("log")  # a controller's: most of it would look like 0
 
 
-def draw_score(axes: Axes, run_path: Path, frame_skip: int) -> None:
-    """Draw the scores of training episodes and evaluations."""
-    steps, scores = read_episodes(run_path, frame_skip)
-    if len(steps) > 0:
-        window = max(len(steps) // 50, min(len(steps), 10))
-        axes.scatter(steps, scores, s=3, alpha=0.25, linewidths=0, rasterized=True)
-        axes.plot(*window_func(steps, scores, window, np.mean), label=f"training, mean of {window} episodes")
-    draw_evaluations(axes, run_path, "evaluation")
-
-
 def plot_run(run_path: Path, tensorboard_path: Path, title: str, frame_skip: int = 1) -> Figure:
     """Score, divergence, KL, ratios and reuse side by side, without panels of values that were not logged."""
     curves = read_scalars(tensorboard_path)
@@ -97,7 +87,13 @@ def plot_run(run_path: Path, tensorboard_path: Path, title: str, frame_skip: int
     figure = Figure(figsize=(4.6 * n_columns, 3.5 * n_rows), layout="constrained")
     figure.suptitle(title)
     all_axes = list(figure.subplots(n_rows, n_columns, sharex=True, squeeze=False).flat)
-    draw_score(all_axes[0], run_path, frame_skip)
+    steps, scores = read_episodes(run_path, frame_skip)
+    if len(steps) > 0:
+        window = max(len(steps) // 50, min(len(steps), 10))
+        label = f"training, mean of {window} episodes"
+        all_axes[0].scatter(steps, scores, s=3, alpha=0.25, linewidths=0, rasterized=True)
+        all_axes[0].plot(*window_func(steps, scores, window, np.mean), label=label)
+    draw_evaluations(all_axes[0], run_path, "evaluation")
     for axes, (name, keys) in zip(all_axes, {"Score": [], **panels}.items(), strict=False):
         for key in keys:
             draw_curve(axes, curves[key], key)

@@ -195,12 +195,14 @@ def true_figures() -> Iterator[None]:
     """
     zoo = import_module("rl_zoo3.plots.plot_from_file")
     title, show, normalize_score = plt.title, plt.show, zoo.normalize_score
-    titles = {"PyBullet envs": "Last evaluation"}  # the Zoo says so of all environments
     normalized: list[str] = []  # environments with reference scores, which the Zoo asks for before it draws
 
     def normalize(scores: Any, env_id: str) -> Any:
         normalized.append(env_id)
         return normalize_score(scores, env_id)
+
+    def true_title(label: str, **kwargs: Any) -> Any:
+        return title("Last evaluation" if label == "PyBullet envs" else label, **kwargs)  # the Zoo says so of all
 
     def true_show() -> None:
         for artist in [] if normalized else [a for number in plt.get_fignums() for a in plt.figure(number).findobj()]:
@@ -219,9 +221,7 @@ def true_figures() -> Iterator[None]:
         return create_profile(scores, thresholds, **kwargs)
 
     with ExitStack() as stack:
-        stack.enter_context(
-            replaced(plt, show=true_show, title=lambda label, **kwargs: title(titles.get(label, label), **kwargs))
-        )
+        stack.enter_context(replaced(plt, title=true_title, show=true_show))
         stack.enter_context(replaced(zoo, normalize_score=normalize))
         if zoo.rly is not None:  # otherwise rliable is not installed, of which the Zoo tells
             create_profile = zoo.rly.create_performance_profile
