@@ -102,7 +102,7 @@ def get_callback_states(callback: BaseCallback, reset_seed: int | None) -> dict[
 
 def note_callbacks(callback: BaseCallback) -> None:
     """Note what the environments of the callbacks of a run were made with."""
-    for child in _walk_callbacks(callback):
+    for child in walk_callbacks(callback):
         if isinstance(getattr(child, "eval_env", None), VecEnv):
             note_made(child.eval_env)  # type: ignore[attr-defined]
 
@@ -130,20 +130,20 @@ def set_callback_states(callback: BaseCallback, states: dict[str, dict[str, Any]
 def _named_callbacks(callback: BaseCallback) -> dict[str, BaseCallback]:
     named: dict[str, BaseCallback] = {}
     count: Counter[str] = Counter()
-    for child in _walk_callbacks(callback):
+    for child in walk_callbacks(callback):
         kind = type(child).__name__
         named[f"{kind} {count[kind]}"] = child
         count[kind] += 1
     return named
 
 
-def _walk_callbacks(callback: BaseCallback) -> Iterator[BaseCallback]:
+def walk_callbacks(callback: BaseCallback) -> Iterator[BaseCallback]:
     yield callback
     children: list[Any] = list(callback.callbacks) if isinstance(callback, CallbackList) else []
     children += [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
     for child in children:
         if isinstance(child, BaseCallback):
-            yield from _walk_callbacks(child)
+            yield from walk_callbacks(child)
 
 
 # --- seeds and observations -----------------------------------------------------------------------

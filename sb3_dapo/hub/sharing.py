@@ -9,7 +9,7 @@ import pickle
 import tempfile
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -44,6 +44,8 @@ SelfHubModel = TypeVar("SelfHubModel", bound="HubModel")
 class HubModel(Exportable):
     """An algorithm whose models can be uploaded to the Hugging Face Hub, and downloaded from there."""
 
+    extras: ClassVar[tuple[str, ...]] = ()
+    """Those of this package that its models need."""
     _known_env: tuple[VecEnv | None, str | None] = (None, None)  # and its id, which it does not tell once it is closed
 
     def push_to_hub(
@@ -94,7 +96,7 @@ class HubModel(Exportable):
                 env_id = find_env_id(env) or env_id
             description = read_description(folder)
             code = program(type(self), repo_id, env_id, folder)
-            usage = python_section(description, code, requirement(env_id), foreign_module(env_id))
+            usage = python_section(description, code, requirement(env_id, *self.extras), foreign_module(env_id))
             card = model_card(description, env_id, evaluation, usage, settings_section(description))
             write_card(folder, card, env_id, evaluation)
             # Whatever can fail on this machine has not failed
@@ -169,6 +171,13 @@ class HubModel(Exportable):
             kwargs["_vec_normalize_env"] = vec_normalize
         return cls.load(folder / names[0], env=venv, **kwargs)
 
+    def predictor_for(self, env: VecEnv) -> Any:
+        """
+        :param env: environments to play in
+        :return: what plays in them: the model, or what gives its ``predict`` more than SB3 does
+        """
+        return self
+
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         self._env_id()
         return super()._setup_learn(*args, **kwargs)
@@ -188,7 +197,8 @@ def evaluate(model: HubModel, env: VecEnv, exported: Path, n_episodes: int, dete
     if (exported / STATISTICS).is_file() and not is_vecenv_wrapped(env, VecNormalize):
         env = load_vec_normalize(exported, env)
         env.norm_reward = False
-    scores, _ = evaluate_policy(model, env, n_episodes, deterministic, return_episode_rewards=True, warn=False)
+    player = model.predictor_for(env)
+    scores, _ = evaluate_policy(player, env, n_episodes, deterministic, return_episode_rewards=True, warn=False)
     is_monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
     rewards = "as its `Monitor` counts them" if is_monitored else "as they are after all of its wrappers"
     protocol = f"A score is the sum of the rewards of a whole episode, {rewards}."
@@ -204,7 +214,7 @@ def program(cls: type[HubModel], repo_id: str, env_id: str | None, folder: Path)
     is_public = getattr(import_module(package), name, None) is cls
     own_import = f"from {package if is_public else cls.__module__} import {name}"
     imports, env, play = "", "", "print(model.observation_space, model.action_space)"
-    if entry_point(env_id).startswith("gymnasium."):
+    if entry_point(env_id).startswith("gymnasium.") and cls.predictor_for is HubModel.predictor_for:
         try:
             cls.load_exported(folder / EXPORT, env_id, device="cpu")
         except (ValueError, gym.error.Error):

@@ -12,10 +12,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
+from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dapo.cli import COMMANDS, LOG_FOLDER, Command, build_parser, main
-from sb3_dapo.zoo.evaluation import make_env
+from sb3_dapo.zoo.evaluation import make_env, player
 from sb3_dapo.zoo.exp_manager import ExperimentManager
 from sb3_dapo.zoo.parsers import RunParser, TrainParser
 
@@ -77,10 +78,15 @@ def enjoy() -> None:
 
     def create_test_env(env_id: str, **kwargs: Any) -> VecEnv:
         own = {"model_path": getattr(parsed, "model_path", None), "norm_reward": parsed.norm_reward}
-        return make_env(env_id, **kwargs, **own)
+        env = make_env(env_id, **kwargs, **own)
+        algo_class = ALGOS[parsed.algo]
+        loader: Any = SimpleNamespace(load=lambda *args, **kwargs: player(algo_class.load(*args, **kwargs), env))
+        rl_zoo3.enjoy.ALGOS = {**ALGOS, parsed.algo: loader}
+        return env
 
-    with replaced_parser(rl_zoo3.enjoy, EnjoyParser), replaced(rl_zoo3.enjoy, create_test_env=create_test_env):
-        rl_zoo3.enjoy.enjoy()
+    with replaced_parser(rl_zoo3.enjoy, EnjoyParser):
+        with replaced(rl_zoo3.enjoy, create_test_env=create_test_env, ALGOS=ALGOS):
+            rl_zoo3.enjoy.enjoy()
 
 
 def benchmark() -> None:

@@ -17,6 +17,7 @@ from huggingface_sb3 import EnvironmentName
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -24,7 +25,9 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, unwrap_vec_normalize
 
+from sb3_dapo import DAPO
 from sb3_dapo.cli import DEFAULT_ALGO
+from sb3_dapo.maskable.acting import choice_sizes
 from sb3_dapo.zoo.exp_manager import ExperimentManager, read_statistics
 from sb3_dapo.zoo.parsers import (
     BEST_MODEL,
@@ -126,21 +129,34 @@ def make_env(
 
 
 class RandomPolicy:
-    """Uniform random actions in an action space, with the interface of a trained model."""
+    """Uniform random actions in an action space, of those that masks allow, with the interface of a trained model."""
 
-    def __init__(self, action_space: gym.Space[Any], seed: int) -> None:
-        self.action_space = action_space
+    def __init__(self, action_space: gym.Space[Any], seed: int, masking_env: VecEnv | None = None) -> None:
+        self.action_space, self.masking_env = action_space, masking_env
         self.action_space.seed(seed)
 
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[npt.NDArray[Any], None]:
         """An action for each environment, whatever it observes."""
         first = next(iter(observation.values())) if isinstance(observation, dict) else observation
+        if self.masking_env is not None:
+            return np.array([self._sample(mask) for mask in get_action_masks(self.masking_env)]), None
         return np.array([self.action_space.sample() for _ in range(len(first))]), None
+
+    def _sample(self, mask: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """An action that a mask allows."""
+        choices = np.split(mask.ravel(), np.cumsum(choice_sizes(self.action_space))[:-1])
+        action = [self.action_space.np_random.choice(np.flatnonzero(allowed)) for allowed in choices]
+        return np.reshape(action, self.action_space.shape)  # type: ignore[arg-type]
+
+
+def player(model: Any, env: VecEnv) -> Any:
+    """What plays in an environment: the model, or for one of this package, what it plays there by."""
+    return model.predictor_for(env) if isinstance(model, DAPO) else model
 
 
 def evaluate(model: PolicyPredictor, env: VecEnv, n_episodes: int, deterministic: bool) -> Scores:
     """Play whole games and close the environment. `Monitor` lies inside all wrappers: the scores are the game's own."""
-    scores, _ = evaluate_policy(model, env, n_episodes, deterministic=deterministic, return_episode_rewards=True)
+    scores, _ = evaluate_policy(player(model, env), env, n_episodes, deterministic, return_episode_rewards=True)
     env.close()
     return np.array(scores)
 
@@ -182,7 +198,8 @@ def random_scores(
     """Scores of the uniform random policy in whole games, under the wrappers of some hyperparameters."""
     set_random_seed(seed)
     env = make_env(env_id, hyperparams, env_kwargs, n_envs, seed)
-    return evaluate(RandomPolicy(env.action_space, seed), env, n_episodes, deterministic=False)
+    policy = RandomPolicy(env.action_space, seed, env if is_masking_supported(env) else None)
+    return evaluate(policy, env, n_episodes, deterministic=False)
 
 
 def report() -> None:

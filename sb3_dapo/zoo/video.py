@@ -11,7 +11,7 @@ import numpy.typing as npt
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecVideoRecorder
 
-from sb3_dapo.zoo.evaluation import Agent
+from sb3_dapo.zoo.evaluation import Agent, player
 from sb3_dapo.zoo.parsers import agent_parser, positive
 
 # Frames per second of the console, of which ale_py's metadata tell half
@@ -67,10 +67,10 @@ def record(agent: Agent, model: BaseAlgorithm, env: VecEnv, folder: Path, n_step
     name = f"{agent.kind[0]}-{agent.algo}-{agent.env}"
     recorder = VideoRecorder(env, str(folder), lambda step: step == 0, n_steps, name, gif=gif)
     observations = recorder.reset()
-    state, starts = None, np.ones(env.num_envs, dtype=bool)
+    plays, state, starts = player(model, env), None, np.ones(env.num_envs, dtype=bool)
     with suppress(KeyboardInterrupt):  # what there is is written
         for _ in range(n_steps):
-            actions, state = model.predict(observations, state, starts, agent.is_deterministic)  # type: ignore[arg-type]
+            actions, state = plays.predict(observations, state, starts, agent.is_deterministic)
             observations, _, starts, _ = recorder.step(actions)
     recorder.close()
     return Path(recorder.video_path)

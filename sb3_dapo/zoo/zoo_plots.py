@@ -205,11 +205,13 @@ def true_figures() -> Iterator[None]:
         return title("Last evaluation" if label == "PyBullet envs" else label, **kwargs)  # the Zoo says so of all
 
     def true_show() -> None:
-        for artist in [] if normalized else [a for number in plt.get_fignums() for a in plt.figure(number).findobj()]:
-            if isinstance(artist, Text):
-                artist.set_text(artist.get_text().replace("Normalized Score", "Score"))
-            elif isinstance(artist, Axes) and artist.get_title() == "Optimality Gap":
-                artist.remove()
+        for figure in map(plt.figure, plt.get_fignums()):
+            figure.set_figheight(max(figure.get_figheight(), 3))  # otherwise the label of two bars lies on the ticks
+            for artist in [] if normalized else figure.findobj():
+                if isinstance(artist, Text):
+                    artist.set_text(artist.get_text().replace("Normalized Score", "Score"))
+                elif isinstance(artist, Axes) and artist.get_title() == "Optimality Gap":
+                    artist.remove()
         show()
 
     def create_performance_profile(scores: dict[str, Any], thresholds: npt.NDArray[Any], **kwargs: Any) -> Any:
