@@ -97,12 +97,7 @@ class Checkpoints(OnPolicyAlgorithm):
             warnings.warn(text, stacklevel=2)
 
     def _save_checkpoint(self, path: str | Path, reset_envs: bool, callback: BaseCallback | None = None) -> list[str]:
-        """
-        Parameters as above.
-
-        :param callback: the callback of the run, if the states of SB3's callbacks are to be kept
-        :return: what to warn of
-        """
+        """:return: what to warn of. With the callback of the run, the states of SB3's callbacks are kept"""
         self._check_moment()
         env = self.get_env()
         if env is None:
@@ -111,14 +106,12 @@ class Checkpoints(OnPolicyAlgorithm):
         moment = self._rollout_start or resumption
         random_states = get_random_states(self.device) if moment is None else moment.random_states
         env_state = get_env_state(env, without_constants=reset_envs)
-        reset_seed = None
-        if reset_envs:
-            reset_seed = derive_seed(self.seed, self.num_timesteps)
+        reset_seed = derive_seed(self.seed, self.num_timesteps) if reset_envs else None
+        if reset_seed is not None:
             self._reset_envs(reset_seed)
+        callbacks = {} if resumption is None else resumption.callbacks
         if callback is not None:
             callbacks = get_callback_states(callback, reset_seed)
-        else:
-            callbacks = {} if resumption is None else resumption.callbacks
 
         training = {
             "format": FORMAT,
@@ -185,7 +178,7 @@ class Checkpoints(OnPolicyAlgorithm):
         return model
 
     def _restore(self, training: dict[str, Any], env_state: EnvState, callbacks: dict[str, dict[str, Any]]) -> None:
-        """:param training: entries of the checkpoint that the model was loaded from, as the others"""
+        """Parameters: the entries of the checkpoint that the model was loaded from."""
         self.rollout_buffer.load_state_dict(training["ring"])
         if training["has_trained"]:
             # As the last update did: the next rollout must be collected in the same form
@@ -218,12 +211,7 @@ class Checkpoints(OnPolicyAlgorithm):
 
     @contextmanager
     def _collecting(self, callback: BaseCallback) -> Iterator[None]:
-        """
-        Surrounds the collection of a rollout: completes a resume at its beginning, and tells :meth:`save_checkpoint`
-        where it is called.
-
-        :param callback: the callback of the run
-        """
+        """Surrounds the collection of a rollout: completes a resume, and tells :meth:`save_checkpoint` the moment."""
         resumption, self._resumption = self._resumption, None
         # Anything may have drawn random numbers since the checkpoint was loaded, so the generators are set only now
         if resumption is not None and resumption.num_timesteps == self.num_timesteps:
@@ -270,11 +258,7 @@ def warnings_of(env_state: EnvState, reset_envs: bool) -> list[str]:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], EnvState, dict[str, dict[str, Any]]]:
-    """
-    :param path: of a checkpoint
-    :return: its entries: training, environments, callbacks
-    :raises ValueError: if it is damaged, or no checkpoint
-    """
+    """:return: entries of a checkpoint: training, environments, callbacks. One that is damaged, or none, is refused"""
     with open(path, "rb") as file:
         try:
             archive = zipfile.ZipFile(file)
@@ -331,10 +315,7 @@ def vec_normalize_of(path: str | Path, venv: VecEnv | None = None) -> VecNormali
 
 
 def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """
-    :param path: the file
-    :param write: writes its content to a file object that is open for reading and writing
-    """
+    """:param write: writes the content to a file object that is open for reading and writing"""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
     try:

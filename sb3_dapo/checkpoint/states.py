@@ -26,10 +26,7 @@ CALLBACK_STATE = frozenset(
 
 
 def get_random_states(device: th.device) -> dict[str, Any]:
-    """
-    :param device: the model's device
-    :return: states of the global random generators: tensors and numbers
-    """
+    """:return: states of the global random generators, those of the model's device included: tensors and numbers"""
     name, keys, *others = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -40,10 +37,7 @@ def get_random_states(device: th.device) -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any], device: th.device) -> None:
-    """
-    :param states: what :func:`get_random_states` gave
-    :param device: the model's device
-    """
+    """Restore what :func:`get_random_states` gave."""
     random.setstate(states["python"])
     name, keys, *others = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *others))
@@ -54,28 +48,18 @@ def set_random_states(states: dict[str, Any], device: th.device) -> None:
 
 def get_log(logger: Logger | None) -> dict[str, Any]:
     """What was recorded since the log was last written: the losses of the newest update."""
-    if logger is None:
-        return {}
-    values = {
-        name: value.item() if isinstance(value, np.number) else value
-        for name, value in logger.name_to_value.items()
-        if isinstance(value, int | float | str | np.number)
-    }
-    return {
-        "name_to_value": values,
-        "name_to_count": {name: logger.name_to_count[name] for name in values},
-        "name_to_excluded": {name: logger.name_to_excluded[name] for name in values},
-    }
+    recorded = {} if logger is None else logger.name_to_value
+    kept = {name: value for name, value in recorded.items() if isinstance(value, int | float | str | np.number)}
+    values = {name: value.item() if isinstance(value, np.number) else value for name, value in kept.items()}
+    others = {name: {key: getattr(logger, name)[key] for key in kept} for name in ("name_to_count", "name_to_excluded")}
+    return {"name_to_value": values, **others} if kept else {}
 
 
 # --- callbacks ------------------------------------------------------------------------------------
 
 
 def walk_callbacks(callback: BaseCallback) -> Iterator[tuple[str, BaseCallback, VecEnv | None]]:
-    """
-    :param callback: the callback of the run
-    :return: each that takes part: its class with its place among those of the class; itself; what it evaluates on
-    """
+    """:return: each callback of a run: its class with its place among those of the class, itself, its environment"""
     count: Counter[str] = Counter()
     waiting = [callback]
     while waiting:
@@ -90,9 +74,8 @@ def walk_callbacks(callback: BaseCallback) -> Iterator[tuple[str, BaseCallback, 
 
 def get_callback_states(callback: BaseCallback, reset_seed: int | None) -> dict[str, dict[str, Any]]:
     """
-    :param callback: the callback of the run
     :param reset_seed: seed for environments that evaluate, ``None`` to save their states
-    :return: what the callbacks count and remember, by class and place among those of the class
+    :return: what the callbacks of a run count and remember, by class and place among those of the class
     """
     states = {}
     for name, child, eval_env in walk_callbacks(callback):
@@ -109,10 +92,7 @@ def get_callback_states(callback: BaseCallback, reset_seed: int | None) -> dict[
 
 
 def set_callback_states(callback: BaseCallback, states: dict[str, dict[str, Any]]) -> None:
-    """
-    :param callback: the callback of the run
-    :param states: what :func:`get_callback_states` gave. Callbacks that did not take part then are left as they are
-    """
+    """Restore what :func:`get_callback_states` gave. Callbacks that did not take part then are left as they are."""
     for name, child, eval_env in walk_callbacks(callback):
         state = dict(states.get(name, {}))
         eval_state, eval_seed = state.pop("eval_env", None), state.pop("eval_seed", None)

@@ -143,9 +143,7 @@ def agent_card(agent: Agent, repo_id: ModelRepoId, folder: Path, evaluation: Eva
     env_id = agent.env.gym_id
     description = repository.read_description(folder)
     code = agent_program(agent, repo_id, evaluation.is_deterministic)
-    usage = card.python_section(
-        description, code, repository.requirement(env_id, "zoo"), repository.foreign_module(env_id)
-    )
+    usage = card.python_section(description, code, env_id, "zoo")
     has_curve = (folder / repository.CURVE).is_file()
     figures = f"![Learning curve: score over steps, and the random policy's]({repository.CURVE})" if has_curve else ""
     usage = f"{usage}\n\n{commands_section(agent, repo_id)}"
