@@ -171,10 +171,8 @@ def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
     for kind, fields in SPACE_FIELDS.items():
         if is_plain and isinstance(space, getattr(spaces, kind)):
             return {"type": kind, **{name: _encode_field(name, getattr(space, name)) for name in fields}}
-    raise ExportError(
-        f"the space {space} cannot be described: it must be a Box, Discrete, MultiDiscrete with one dimension, "
-        f"MultiBinary or a Dict of these with strings as keys"
-    )
+    allowed = "a Box, Discrete, MultiDiscrete with one dimension, MultiBinary or a Dict of these with strings as keys"
+    raise ExportError(f"the space {space} cannot be described: it must be {allowed}")
 
 
 def _encode_field(name: str, value: Any) -> Any:
@@ -202,10 +200,8 @@ def decode_space(value: Any, where: str, limit: int = MAX_SPACE_SIZE) -> spaces.
     numbers = size if isinstance(size, list) else [size]
     is_within = len(numbers) <= limit and all(0 <= number <= limit for number in numbers)
     if not is_within or (sum(numbers) if kind == "MultiDiscrete" else math.prod(numbers)) > limit:
-        raise ExportError(
-            f"`{where}` is too large, or has a negative size: {short(size)}. A space may have {MAX_SPACE_SIZE} numbers "
-            f"in all"
-        )
+        allowed = f"A space may have {MAX_SPACE_SIZE} numbers in all"
+        raise ExportError(f"`{where}` is too large, or has a negative size: {short(size)}. {allowed}")
     with refusing(f"`{where}` is not a space"):
         if kind == "MultiBinary":
             return spaces.MultiBinary(size)
