@@ -18,21 +18,11 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+import sb3_dapo.checkpoint.states as states
 from sb3_dapo.buffers import RolloutRing
 from sb3_dapo.checkpoint.env_state import OTHERWISE, EnvState, get_env_state, set_env_state
 from sb3_dapo.checkpoint.settings import note_made
-from sb3_dapo.checkpoint.states import (
-    derive_seed,
-    get_callback_states,
-    get_log,
-    get_random_states,
-    map_observations,
-    seed_envs,
-    set_callback_states,
-    set_random_states,
-    walk_callbacks,
-    with_strides,
-)
+from sb3_dapo.checkpoint.states import get_random_states, map_observations, set_random_states
 
 ModelT = TypeVar("ModelT", bound="Checkpoints")
 
@@ -106,12 +96,12 @@ class Checkpoints(OnPolicyAlgorithm):
         moment = self._rollout_start or resumption
         random_states = get_random_states(self.device) if moment is None else moment.random_states
         env_state = get_env_state(env, without_constants=reset_envs)
-        reset_seed = derive_seed(self.seed, self.num_timesteps) if reset_envs else None
+        reset_seed = states.derive_seed(self.seed, self.num_timesteps) if reset_envs else None
         if reset_seed is not None:
             self._reset_envs(reset_seed)
         callbacks = {} if resumption is None else resumption.callbacks
         if callback is not None:
-            callbacks = get_callback_states(callback, reset_seed)
+            callbacks = states.get_callback_states(callback, reset_seed)
 
         training = {
             "format": FORMAT,
@@ -121,7 +111,7 @@ class Checkpoints(OnPolicyAlgorithm):
             "random_states": random_states,
             "reset_seed": reset_seed,
             "strides": map_observations(lambda array: array.strides, self._last_obs),
-            "log": resumption.log if resumption is not None else get_log(getattr(self, "_logger", None)),
+            "log": resumption.log if resumption is not None else states.get_log(getattr(self, "_logger", None)),
             "ring": self.rollout_buffer.state_dict(),
         }
 
@@ -189,7 +179,7 @@ class Checkpoints(OnPolicyAlgorithm):
         assert self.env is not None
         # Pickling loses the order of axes in memory, by which PyTorch chooses between convolutions that round
         # differently
-        self._last_obs = map_observations(with_strides, self._last_obs, training["strides"])
+        self._last_obs = map_observations(states.with_strides, self._last_obs, training["strides"])
         reason = set_env_state(self.env, env_state)
         if training["reset_seed"] is not None:
             expected = self._last_obs
@@ -206,7 +196,7 @@ class Checkpoints(OnPolicyAlgorithm):
                 warnings.warn(INEXACT.format(reason), stacklevel=3)
             # SB3 resets environments when there is no last observation; not again with the seeds of the run's beginning
             self._last_obs = None
-            self.env.seed(derive_seed(self.seed, self.num_timesteps))
+            self.env.seed(states.derive_seed(self.seed, self.num_timesteps))
         self._resumption = Resumption(training["num_timesteps"], training["random_states"], training["log"], callbacks)
 
     @contextmanager
@@ -218,8 +208,8 @@ class Checkpoints(OnPolicyAlgorithm):
             set_random_states(resumption.random_states, self.device)
             for name, entries in resumption.log.items():
                 getattr(self.logger, name).update(entries)
-            set_callback_states(callback, resumption.callbacks)
-        for _, _, eval_env in walk_callbacks(callback):
+            states.set_callback_states(callback, resumption.callbacks)
+        for _, _, eval_env in states.walk_callbacks(callback):
             if eval_env is not None:
                 note_made(eval_env)
         # Before SB3 draws the noise of gSDE
@@ -232,11 +222,11 @@ class Checkpoints(OnPolicyAlgorithm):
     def _reset_envs(self, seed: int) -> None:
         """:param seed: what the new episodes that begin in all environments depend on, and on nothing else"""
         assert self.env is not None
-        states = get_random_states(self.device)
+        random_states = get_random_states(self.device)
         set_random_seed(seed)  # for environments that draw from the global generators
-        seed_envs(self.env, seed)
+        states.seed_envs(self.env, seed)
         self._last_obs = self.env.reset()  # type: ignore[assignment]
-        set_random_states(states, self.device)
+        set_random_states(random_states, self.device)
         self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
         if self._vec_normalize_env is not None:
             self._last_original_obs = self._vec_normalize_env.get_original_obs()
@@ -277,14 +267,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], EnvState, dict[str, dic
 
 
 class EntryUnpickler(pickle.Unpickler):
-    """Reads the entry of the environments, also that of version 0.1."""
+    """Reads the entry of the environments, also that of version 0.1, and a state without what it refers to."""
 
     def find_class(self, module: str, name: str) -> Any:
         return EnvState if (module, name) == ("sb3_dapo.env_state", "EnvState") else super().find_class(module, name)
-
-
-class _WithoutEnvironments(pickle.Unpickler):
-    """Reads the state of wrappers without the environments that it refers to."""
 
     def persistent_load(self, pid: Any) -> None:
         return None
@@ -301,7 +287,7 @@ def vec_normalize_of(path: str | Path, venv: VecEnv | None = None) -> VecNormali
         if ENVIRONMENTS_ENTRY not in archive.namelist():
             return None
         env_state, _ = EntryUnpickler(io.BytesIO(archive.read(ENVIRONMENTS_ENTRY))).load()
-    for state in _WithoutEnvironments(io.BytesIO(env_state.wrappers_state)).load():
+    for state in EntryUnpickler(io.BytesIO(env_state.wrappers_state)).load():
         if "ret_rms" in state:
             vec_normalize = VecNormalize.__new__(VecNormalize)
             # What its own pickles leave out, to which `returns` belongs, is made by set_venv()

@@ -15,19 +15,8 @@ import gymnasium as gym
 from gymnasium.utils import EzPickle
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_dapo.checkpoint.settings import (
-    LARGE,
-    Layer,
-    Made,
-    Setting,
-    attributes,
-    class_names,
-    find_differences,
-    layers_of,
-    made_with,
-    note_made,
-    package,
-)
+import sb3_dapo.checkpoint.settings as settings
+from sb3_dapo.checkpoint.settings import LARGE, Layer, Made, Setting, attributes, class_names, layers_of
 
 OTHERWISE = "they are made otherwise"  # a reason that set_env_state has warned of
 
@@ -39,18 +28,14 @@ class EnvState(NamedTuple):
     only the arguments of its constructor.
     """
 
-    wrappers: list[str]
-    """Classes of the wrappers of the ``VecEnv``, from the outside."""
+    wrappers: list[str]  # classes of the wrappers of the VecEnv, from the outside
     wrappers_state: bytes
-    envs: list[list[str]]
-    """Per environment the classes of its wrappers, from the outside, and its own. Empty if they cannot be saved."""
+    envs: list[list[str]]  # the same per environment, and its own class. Empty if they cannot be saved
     envs_state: bytes
-    reason: str
-    """Why the environments cannot be saved; empty if they are."""
+    reason: str  # why the environments cannot be saved; empty if they are
+    # What the wrappers, and then each environment, were made with. Empty in files of version 0.1.0
     made: list[Made] = []  # noqa: RUF012
-    """What the wrappers, and then each environment, were made with. Empty in files of version 0.1.0."""
-    large: str = ""
-    """Attributes that take much space; empty if there are none."""
+    large: str = ""  # attributes that take much space
 
 
 class NotRestorableError(ValueError):
@@ -69,7 +54,7 @@ def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
         wrappers_state = _dump(venv, [_get_state(wrapper) for wrapper in wrappers])
     except NotRestorableError as error:
         raise NotRestorableError(f"a VecEnv wrapper cannot be saved in a checkpoint: {error}") from error
-    made, now = made_with(venv)
+    made, now = settings.made_with(venv)
     pairs = list(zip(made, now, strict=False))
     unchanged = {k for a, b in pairs for k in a.keys() & b.keys() if all(x.get(k) == y.get(k) for x, y in pairs)}
     constants = [{k: text for k, text in noted.items() if k.is_argument or k in unchanged} for noted in made]
@@ -120,10 +105,10 @@ def set_env_state(venv: VecEnv, state: EnvState) -> str:
                 f"`env` must be made like the environment of the checkpoint: number {index} is {expected} there, got "
                 f"{names}"
             )
-    note_made(venv)
-    made, n = made_with(venv)[0], len(wrappers)
-    of_wrappers = [find_differences(state.made[i : i + 1], made[i : i + 1]) for i in range(n)]
-    of_envs = find_differences(state.made[n:], made[n:])
+    settings.note_made(venv)
+    made, n = settings.made_with(venv)[0], len(wrappers)
+    of_wrappers = [settings.find_differences(state.made[i : i + 1], made[i : i + 1]) for i in range(n)]
+    of_envs = settings.find_differences(state.made[n:], made[n:])
     texts = [text for differing in (*of_wrappers, of_envs) for text in differing.values()]
     for text in texts:
         if text.startswith("VecNormalize `norm_obs_keys`"):
@@ -140,7 +125,7 @@ def set_env_state(venv: VecEnv, state: EnvState) -> str:
     if reason or is_otherwise:
         return reason or OTHERWISE
     base_state, envs_state = _load(venv, state.envs_state)
-    _set_states([base], [base_state], ())
+    _set_states([base], [base_state])
     for layers, saved in zip(envs, envs_state, strict=True):
         _set_states(layers, saved, of_envs)
     return ""
@@ -157,7 +142,7 @@ def _get_state(layer: Layer) -> dict[str, Any]:
     return state
 
 
-def _set_states(layers: list[Any], states: list[dict[str, Any]], kept: Iterable[Setting]) -> None:
+def _set_states(layers: list[Any], states: list[dict[str, Any]], kept: Iterable[Setting] = ()) -> None:
     for place, (layer, saved) in enumerate(zip(layers, states, strict=True)):
         names = {setting.name for setting in kept if setting.place == place}
         state = {name: value for name, value in saved.items() if name not in names}
@@ -186,7 +171,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         hides_state = isinstance(obj, gym.Env | VecEnv | EzPickle | Connection | multiprocessing.process.BaseProcess)
-        if hides_state or package(obj).startswith("pybullet"):
+        if hides_state or settings.package(obj).startswith("pybullet"):
             raise NotRestorableError(f"a {type(obj).__name__} would lose its state")
         return NotImplemented
 

@@ -22,19 +22,12 @@ LARGE = 2**20  # bytes of an attribute that is worth a word
 
 
 class Setting(NamedTuple):
-    """
-    Name of something that an environment was made with.
+    """Name of something that an environment was made with."""
 
-    :param place: of the layer, from the outside
-    :param owner: class of the layer
-    :param name: of the attribute, or of an argument that is kept in none
-    :param is_argument: whether it was given to the constructor. Other attributes may follow from what was
-    """
-
-    place: int
-    owner: str
-    name: str
-    is_argument: bool
+    place: int  # of the layer, from the outside
+    owner: str  # class of the layer
+    name: str  # of the attribute, or of an argument that is kept in none
+    is_argument: bool  # given to the constructor. Other attributes may follow from what was
 
 
 Made = dict[Setting, str]  # what a chain of layers was made with, as texts that can be compared
@@ -84,11 +77,7 @@ def package(value: Any) -> str:
 
 
 def note_made(venv: VecEnv) -> None:
-    """
-    Remember what an environment was made with, at the first look at it. What changes from then on is its state.
-
-    :param venv: a vectorized environment, best a new one
-    """
+    """Remember what an environment was made with, at the first look at it. What changes from then on is its state."""
     for layer in layers_of(venv):
         if MADE not in vars(layer):
             vars(layer)[MADE] = _describe_layer(layer)

@@ -73,10 +73,7 @@ def walk_callbacks(callback: BaseCallback) -> Iterator[tuple[str, BaseCallback, 
 
 
 def get_callback_states(callback: BaseCallback, reset_seed: int | None) -> dict[str, dict[str, Any]]:
-    """
-    :param reset_seed: seed for environments that evaluate, ``None`` to save their states
-    :return: what the callbacks of a run count and remember, by class and place among those of the class
-    """
+    """:return: what callbacks of a run count and remember, by name. With a seed, their environments begin anew"""
     states = {}
     for name, child, eval_env in walk_callbacks(callback):
         state = states[name] = {key: value for key, value in vars(child).items() if key in CALLBACK_STATE}

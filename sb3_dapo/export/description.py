@@ -19,6 +19,7 @@ from gymnasium import spaces
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from torch.optim import SGD, Adam, AdamW, RMSprop
 
 from sb3_dapo.arguments import arguments_of
 from sb3_dapo.controllers import AdaptiveController, DualController
@@ -30,15 +31,11 @@ from sb3_dapo.minatar import MinAtarCnn
 MAX_SPACE_SIZE = 2**22  # numbers in an observation or an action
 MAX_LENGTH = 256  # layers of a network, keys of a Dict space
 
-ACTIVATIONS = ["Identity", *th.nn.modules.activation.__all__]
-EXTRACTORS = (FlattenExtractor, NatureCNN, CombinedExtractor, MinAtarCnn)
-OPTIMIZERS = (th.optim.Adam, th.optim.AdamW, th.optim.RMSprop, th.optim.SGD, RMSpropTFLike)
-
 # What a description may name, by what an argument asks for
 CLASSES: dict[type, dict[str, type]] = {
-    th.nn.Module: {name: getattr(th.nn, name) for name in ACTIVATIONS},
-    BaseFeaturesExtractor: {cls.__name__: cls for cls in EXTRACTORS},
-    th.optim.Optimizer: {cls.__name__: cls for cls in OPTIMIZERS},
+    th.nn.Module: {name: getattr(th.nn, name) for name in ["Identity", *th.nn.modules.activation.__all__]},
+    BaseFeaturesExtractor: {x.__name__: x for x in (FlattenExtractor, NatureCNN, CombinedExtractor, MinAtarCnn)},
+    th.optim.Optimizer: {x.__name__: x for x in (Adam, AdamW, RMSprop, SGD, RMSpropTFLike)},
 }
 OBJECTS: dict[str, type] = {cls.__name__: cls for cls in (LinearSchedule, AdaptiveController, DualController, Tsallis)}
 SCALARS: dict[Any, tuple[type, ...]] = {float: (float, int), **{x: (x,) for x in (bool, int, str, types.NoneType)}}

@@ -45,7 +45,6 @@ from sb3_dapo.fast import set_fast
 SelfExportable = TypeVar("SelfExportable", bound="Exportable")
 PolicyClass = type[ActorCriticPolicy]
 
-FORMAT = "sb3-dapo"
 FORMAT_VERSION = 1
 MAX_RING_BYTES = 2**32  # of kept rollouts that a file may ask for
 
@@ -56,12 +55,12 @@ NOT_HYPERPARAMETERS |= {"_init_setup_model", "rollout_buffer_class", "rollout_bu
 NOT_POLICY_KWARGS = {"observation_space", "action_space", "lr_schedule", "use_sde"}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Description:
     """The contents of ``model.json``, which reading replaces by what they stand for."""
 
-    format: Literal["sb3-dapo"]
-    format_version: int
+    format: Literal["sb3-dapo"] = "sb3-dapo"
+    format_version: int = FORMAT_VERSION
     algorithm: str
     versions: dict[str, str]
     observation_space: Any
@@ -206,13 +205,11 @@ class Exportable(OnPolicyAlgorithm):
         if policy and isinstance(net_arch, dict):
             values["net_arch"] = {name: net_arch[name] for name in ("pi", "vf") if name in net_arch}
         policy_kwargs, own = _describe_arguments(
-            values, lambda described, own: self._decode_policy_kwargs(described, policy_class, not policy, own)
+            values, lambda found, own: self._decode_policy_kwargs(found, policy_class, not policy, own)
         )
         kinds = self._hyperparameter_types()
         values = {name: self._argument(name) for name in kinds}
-        hyperparameters, left_out = _describe_arguments(
-            values, lambda described, _: decode_arguments(described, kinds, "")
-        )
+        hyperparameters, left_out = _describe_arguments(values, lambda found, _: decode_arguments(found, kinds, ""))
         not_exported = [*([] if policy else ["policy"]), *(f"policy_kwargs.{name}" for name in own), *left_out]
         if self.rollout_buffer_class is not RolloutRing:
             not_exported.append("rollout_buffer_class")
@@ -225,8 +222,6 @@ class Exportable(OnPolicyAlgorithm):
             contents[files.STATISTICS] = files.dump_tensors(normalization.statistics)
         modules = {module.__name__: str(module.__version__) for module in (stable_baselines3, th, gym, np)}
         description = Description(
-            format="sb3-dapo",
-            format_version=FORMAT_VERSION,
             algorithm=type(self).__name__,
             versions={"python": platform.python_version(), "sb3-dapo": version("sb3-dapo"), **modules},
             **described_spaces,
@@ -394,8 +389,8 @@ def _read_description(folder: Path) -> Description:
     data = files.read_file(folder, files.DESCRIPTION, files.MAX_JSON_BYTES)
     with naming(files.DESCRIPTION):
         described = files.parse_json(data)
-        if not isinstance(described, dict) or described.get("format") != FORMAT:
-            raise ExportError(f"it does not describe a model of sb3-dapo: `format` must be {FORMAT!r}")
+        if not isinstance(described, dict) or described.get("format") != Description.format:
+            raise ExportError(f"it does not describe a model of sb3-dapo: `format` must be {Description.format!r}")
         format_version = described.get("format_version")
         if type(format_version) is not int or format_version < 1:
             raise ExportError(f"`format_version` must be an integer of at least 1, got {short(format_version)}")

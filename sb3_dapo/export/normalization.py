@@ -19,10 +19,8 @@ SETTINGS = {name: kind for name, kind in annotations_of(VecNormalize).items() if
 class Normalization(NamedTuple):
     """What there is to know of a ``VecNormalize``."""
 
-    settings: dict[str, Any]
-    """By the names of its arguments."""
-    statistics: Tensors
-    """By name of a running mean and its part, such as "obs_rms.mean", all float64."""
+    settings: dict[str, Any]  # by the names of its arguments
+    statistics: Tensors  # by name of a running mean and its part, such as "obs_rms.mean", all float64
 
     @classmethod
     def of(cls, vec_normalize: VecNormalize | None) -> "Normalization | None":

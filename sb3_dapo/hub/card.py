@@ -44,14 +44,10 @@ CITATION = """\
 class Evaluation(NamedTuple):
     """How well an agent plays, and how that was found out."""
 
-    scores: Scores
-    """Of whole episodes."""
-    is_deterministic: bool
-    """Whether the most likely actions were played."""
-    protocol: str
-    """What the scores are, in sentences."""
-    random_scores: Scores | None = None
-    """Scores of the uniform random policy, if it played as well."""
+    scores: Scores  # of whole episodes
+    is_deterministic: bool  # whether the most likely actions were played
+    protocol: str  # what the scores are, in sentences
+    random_scores: Scores | None = None  # of the uniform random policy, if it played as well
 
 
 def confidence_interval(scores: Scores) -> tuple[float, float]:
@@ -114,13 +110,7 @@ def model_card(
     settings: str,
     figures: str = "",
 ) -> str:
-    """
-    :param description: of the exported model, the contents of its ``model.json``
-    :param usage: section on how to use it
-    :param settings: section on how it was trained
-    :param figures: pictures that belong to the score, if there are any
-    :return: the card, without metadata
-    """
+    """:return: the card, without metadata, of sections on how to use the model and how it was trained, and pictures"""
     algorithm = description["algorithm"]
     versions = ", ".join(f"{name} {version}" for name, version in description["versions"].items())
     sections = [
