@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from sb3_dapo.divergences import DIVERGENCES, Divergence  # noqa: F401
     from sb3_dapo.faults import NonFiniteError  # noqa: F401
     from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy  # noqa: F401
+    from sb3_dapo.recurrent import RecurrentDAPO  # noqa: F401
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ _MODULES = {
     "MlpPolicy": "policies",
     "MultiInputPolicy": "policies",
     "NonFiniteError": "faults",
+    "RecurrentDAPO": "recurrent",
 }
 __all__ = list(_MODULES)
 

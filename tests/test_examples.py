@@ -163,3 +163,12 @@ def test_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert (EXAMPLES / "minatar.ipynb").stat().st_size < 200_000
+
+
+def test_recurrent(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sb3_contrib")
+    example = load("recurrent")
+    check_env(example["CueEnv"]())
+    example["main"](steps=8_000, delay=3)
+    plain, recurrent, played = map(numbers, capsys.readouterr().out.splitlines())
+    assert plain[0] < 0.5 and recurrent[0] == 1 and played == [320 // 4, 320 // 4]

@@ -9,7 +9,7 @@ import pickle
 import tempfile
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -32,6 +32,8 @@ SelfHubModel = TypeVar("SelfHubModel", bound="HubModel")
 class HubModel(Exportable):
     """An algorithm whose models can be uploaded to the Hugging Face Hub, and downloaded from there."""
 
+    extras: ClassVar[tuple[str, ...]] = ()
+    """Those of this package that its models need."""
     _known_env: tuple[VecEnv | None, str | None] = (None, None)  # and its id, which it does not tell once it is closed
 
     def push_to_hub(
@@ -81,7 +83,8 @@ class HubModel(Exportable):
                 card.write_results(folder, evaluation)
                 env_id = repository.find_env_id(env) or env_id
             description = repository.read_description(folder)
-            usage = card.python_section(description, program(type(self), repo_id, env_id, folder), env_id)
+            code = program(type(self), repo_id, env_id, folder)
+            usage = card.python_section(description, code, env_id, *self.extras)
             text = card.model_card(description, env_id, evaluation, usage, card.settings_section(description))
             card.write_card(folder, text, env_id, evaluation)
             # Whatever can fail on this machine has not failed
