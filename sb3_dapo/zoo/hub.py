@@ -130,8 +130,7 @@ def agent_card(agent: Agent, repo_id: ModelRepoId, folder: Path, evaluation: Eva
     """The model card, without metadata, of an agent whose folder is complete but for that."""
     env_id, description = agent.env.gym_id, repository.read_description(folder)
     code = agent_program(agent, repo_id, evaluation.is_deterministic)
-    needed = repository.requirement(env_id, "zoo"), repository.foreign_module(env_id)
-    usage = f"{card.python_section(description, code, *needed)}\n\n{commands_section(agent, repo_id)}"
+    usage = card.python_section(description, code, env_id, "zoo") + f"\n\n{commands_section(agent, repo_id)}"
     has_curve = (folder / repository.CURVE).is_file()
     figures = f"![Learning curve: score over steps, and the random policy's]({repository.CURVE})" if has_curve else ""
     return card.model_card(description, env_id, evaluation, usage, training_section(agent), figures)
