@@ -27,6 +27,11 @@ class LeanDistribution(contrib.MaskableMultiCategoricalDistribution):
     logits: th.Tensor  # (B, sum(action_dims))
     _log_probs: th.Tensor | None
 
+    def __init__(self, action_dims: list[int]) -> None:
+        super().__init__(action_dims)
+        # Here, where torch.compile does not look
+        self.columns = _padded_columns(tuple(action_dims)) if len(set(action_dims)) > 1 else None
+
     def proba_distribution(self, action_logits: th.Tensor) -> "LeanDistribution":
         self.logits, self._log_probs = action_logits, None
         return self
@@ -39,10 +44,10 @@ class LeanDistribution(contrib.MaskableMultiCategoricalDistribution):
     def log_probs(self) -> th.Tensor:
         """:return: of all alternatives, ``(B, number of choices, largest number of alternatives)``"""
         if self._log_probs is None:
-            logits, dims = self.logits, self.action_dims
-            if len(set(dims)) > 1:
-                logits = F.pad(logits, (0, 1), value=MASKED_LOGIT)[:, _padded_columns(tuple(dims))]
-            self._log_probs = F.log_softmax(logits.view(len(logits), len(dims), -1), dim=-1)
+            logits = self.logits
+            if self.columns is not None:
+                logits = F.pad(logits, (0, 1), value=MASKED_LOGIT)[:, self.columns]
+            self._log_probs = F.log_softmax(logits.view(len(logits), len(self.action_dims), -1), dim=-1)
         return self._log_probs
 
     def log_prob(self, actions: th.Tensor) -> th.Tensor:

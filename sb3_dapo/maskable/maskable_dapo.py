@@ -88,7 +88,7 @@ class MaskableDAPO(DAPO, PolicyWithoutSDE):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         initialized = super()._init_callback(callback, progress_bar)
-        for part in walk_callbacks(initialized) if self._use_masking else ():
+        for _, part, _ in walk_callbacks(initialized) if self._use_masking else ():
             # SB3's would evaluate without masks
             if isinstance(part, EvalCallback) and not isinstance(part, MaskableEvalCallback):
                 part.model = self.predictor_for(part.eval_env)
