@@ -103,10 +103,11 @@ def test_cartpole_without_velocities() -> None:
     env = VecNormalize(make_vec_env(make, n_envs=8))
     policy_kwargs = {"net_arch": {"vf": [64], "pi": []}, "lstm_hidden_size": 64, "ortho_init": False}
     settings: dict[str, Any] = {"n_steps": 128, "batch_size": 256, "n_epochs": 10, "gae_lambda": 0.98, "seed": 1}
+    settings |= {"advantage": "vtrace_gae", "device": "cpu"}
     model = RecurrentDAPO(
         "MlpLstmPolicy", env, learning_rate=7e-4, max_grad_norm=1, policy_kwargs=policy_kwargs, **settings
     )
-    model.learn(100_000)
+    model.learn(80 * 1024)
     env.training = env.norm_reward = False
     evaluate_policy(model, env, reward_threshold=450, warn=False)
 
