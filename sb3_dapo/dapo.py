@@ -584,8 +584,11 @@ class DAPO(Checkpoints, HubModel, PPO):
 
     def _set_form(self) -> None:
         """Have the policy compute in the form, fast or SB3's own, that the settings ask for."""
+        set_fast(self.policy, self._is_fast())
+
+    def _is_fast(self) -> bool:
         is_special_case = self.n_rollouts == 1 and self.advantage == "gae" and not self._has_divergence()
-        set_fast(self.policy, not is_special_case if self.fast is None else self.fast)
+        return not is_special_case if self.fast is None else self.fast
 
     def _has_divergence(self) -> bool:
         coef = self.divergence_coef

@@ -54,6 +54,14 @@ def test_five_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert len([line for line in code.splitlines() if line]) == 5
 
 
+def test_action_masks(capsys: pytest.CaptureFixture[str]) -> None:
+    load("action_masks")["main"](steps=16_384)
+    way, tour = capsys.readouterr().out.splitlines()
+    before, steps, after = numbers(way)
+    assert steps == 16_384 and after < before - 0.5
+    assert sorted(numbers(tour)) == list(range(8))
+
+
 def test_reuse(capsys: pytest.CaptureFixture[str]) -> None:
     load("reuse")["main"](steps=2_048, seeds=1)
     lines = capsys.readouterr().out.splitlines()

@@ -154,6 +154,13 @@ class HubModel(Exportable):
             kwargs["_vec_normalize_env"] = vec_normalize
         return cls.load(folder / names[0], env=venv, **kwargs)
 
+    def predictor_for(self, env: VecEnv) -> Any:
+        """
+        :param env: environments to play in
+        :return: what plays in them: the model, or what gives its ``predict`` more than SB3 does
+        """
+        return self
+
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         self._env_id()
         return super()._setup_learn(*args, **kwargs)
@@ -173,7 +180,8 @@ def evaluate(model: HubModel, env: VecEnv, exported: Path, n_episodes: int, dete
     if (exported / STATISTICS).is_file() and not is_vecenv_wrapped(env, VecNormalize):
         env = load_vec_normalize(exported, env)
         env.norm_reward = False
-    scores, _ = evaluate_policy(model, env, n_episodes, deterministic, return_episode_rewards=True, warn=False)
+    player = model.predictor_for(env)
+    scores, _ = evaluate_policy(player, env, n_episodes, deterministic, return_episode_rewards=True, warn=False)
     is_monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
     rewards = "as its `Monitor` counts them" if is_monitored else "as they are after all of its wrappers"
     protocol = f"A score is the sum of the rewards of a whole episode, {rewards}."
@@ -186,7 +194,8 @@ def program(cls: type[HubModel], repo_id: str, env_id: str | None, folder: Path)
     is_public = getattr(import_module(package), name, None) is cls
     own_import = f"from {package if is_public else cls.__module__} import {name}"
     imports, env, play = "", "", "print(model.observation_space, model.action_space)"
-    if repository.entry_point(env_id).startswith("gymnasium."):
+    is_playable = cls.predictor_for is HubModel.predictor_for
+    if repository.entry_point(env_id).startswith("gymnasium.") and is_playable:
         try:
             cls.load_exported(folder / EXPORT, env_id, device="cpu")
         except (ValueError, gym.error.Error):

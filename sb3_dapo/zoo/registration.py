@@ -22,6 +22,7 @@ Sampler = Callable[..., dict[str, Any]]
 BUILT_IN: dict[str, tuple[str, Sampler]] = {
     "dapo": ("DAPO", sample_dapo_params),
     "dapo_lstm": ("RecurrentDAPO", sample_dapo_lstm_params),
+    "dapo_mask": ("MaskableDAPO", sample_dapo_params),
 }
 CONVERTERS = {"dapo_lstm": convert_dapo_lstm_params}
 # Names and hyperparameter files of the algorithms that are registered
