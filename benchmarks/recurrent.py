@@ -72,9 +72,9 @@ class Task(NamedTuple):
 SMALL = {"lstm_hidden_size": 64, "ortho_init": False, "activation_fn": th.nn.ReLU, "net_arch": {"pi": [64], "vf": [64]}}
 TASKS = {
     "cue": Task(
-        lambda: CueEnv(20),
-        60_000,
-        {"n_steps": 64, "batch_size": 128, "n_epochs": 8, "gamma": 0.99, "learning_rate": 1e-3},
+        lambda: CueEnv(10),
+        20_000,
+        {"n_steps": 64, "batch_size": 128, "n_epochs": 8, "gamma": 0.99, "learning_rate": 3e-3},
         {"lstm_hidden_size": 32},
     ),
     "cartpole": Task(
