@@ -290,7 +290,11 @@ class DAPO(Checkpoints, HubModel, PPO):
 
     def _ring_settings(self) -> dict[str, Any]:
         """Arguments of the ring that are arguments here."""
-        return {"n_rollouts": self.n_rollouts, "optimize_memory_usage": self.optimize_memory_usage}
+        return {
+            "n_rollouts": self.n_rollouts,
+            "n_sources": getattr(self.env, "n_sources", 1),
+            "optimize_memory_usage": self.optimize_memory_usage,
+        }
 
     def _apply_settings(self) -> None:
         """Bring all that was made of arguments up to date with them: they may be set between calls of ``learn``."""
@@ -351,8 +355,9 @@ class DAPO(Checkpoints, HubModel, PPO):
             self._compile()
         try:
             with self._collecting(callback):
-                if isinstance(env, RolloutSource):
-                    return self._collect_from(env, callback)
+                source = env if isinstance(env, RolloutSource) else env.unwrapped
+                if isinstance(source, RolloutSource):
+                    return self._collect_from(source, callback)
                 recording = RecordingCallback(callback, self, rollout_buffer)
                 with self._acting(env) as acting_env:
                     return super().collect_rollouts(acting_env, recording, rollout_buffer, n_rollout_steps)
@@ -393,6 +398,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         :return: whether training goes on
         """
         callback.on_rollout_start()
+        self.rollout_buffer.full = False
         for rollout in source.rollouts_for(self):
             dones = rollout.terminated | rollout.truncated
             all_infos = rollout.infos or [[{} for _ in row] for row in dones]
@@ -404,6 +410,7 @@ class DAPO(Checkpoints, HubModel, PPO):
                     return False
                 self._update_info_buffer(infos, step_dones)
             self.rollout_buffer.append(rollout)
+        self.rollout_buffer.full = True
         callback.on_rollout_end()
         return True
 
