@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,9 +33,9 @@ from sb3_dapo.arguments import SCHEDULED, arguments_of
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until, vec_normalize_of
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
-from sb3_dapo.zoo.parsers import BEST_MODEL, CHECKPOINT_PREFIX
+from sb3_dapo.zoo.parsers import ACTOR_OPTIONS, BEST_MODEL, CHECKPOINT_PREFIX
 from sb3_dapo.zoo.registration import CONF_FILES
-from sb3_dapo.zoo.runs import checkpoint_steps, no_frameskip_id, read_config
+from sb3_dapo.zoo.runs import checkpoint_steps, import_packages, no_frameskip_id, read_config
 
 # Arguments that the Zoo gives to every algorithm itself
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
@@ -158,6 +159,13 @@ def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
     with own.open("rb") as file:
         read: VecNormalize = pickle.load(file)
     return read
+
+
+def create_in_actor(manager: "ExperimentManager", n_envs: int, seed: int) -> VecEnv:
+    """The environments of an actor, which only the learner keeps a log of."""
+    import_packages(vars(manager.args).get("gym_packages", ()))
+    manager.seed = seed
+    return manager.create_envs(n_envs, no_log=True)
 
 
 class RunCallback(BaseCallback):
@@ -328,7 +336,10 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         super().create_callbacks()  # type: ignore[no-untyped-call]
         if self.is_own_algo and save_freq > 0:
             named: dict[str, Any] = {"keep_last": None, "name_prefix": CHECKPOINT_PREFIX}
-            self.callbacks.append(CheckpointCallback(save_freq, self.save_path, reset_envs=None, **named))
+            # Actors that are not waited for have no run to equal, and need not begin anew
+            is_async = getattr(self.args, "actors", None) and not vars(self.args).get("sync")
+            reset_envs = False if is_async else None
+            self.callbacks.append(CheckpointCallback(save_freq, self.save_path, reset_envs=reset_envs, **named))
         for callback in self.callbacks:
             if isinstance(callback, SB3CheckpointCallback):
                 callback.save_vecnormalize = True
@@ -431,6 +442,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.checkpoint is not None and not eval_env and not no_log:
             # Otherwise new ones would take their place
             self.kept_monitor_files = keep_monitor_files(Path(self.save_path), checkpoint_steps(self.checkpoint))
+        if getattr(self.args, "actors", None) and not eval_env and not no_log:
+            return self._maybe_normalize(self._create_actors(n_envs), eval_env)
         if self.native_kwargs is None:
             return super().create_envs(n_envs, eval_env, no_log)
         from sb3_dapo.atari_vec_env import AtariVecEnv
@@ -445,6 +458,22 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             **(self.eval_env_kwargs if eval_env else self.env_kwargs),
         )
         return self._maybe_normalize(env, eval_env)
+
+    def _create_actors(self, n_envs: int) -> VecEnv:
+        from sb3_dapo.distributed import ActorVecEnv
+
+        if self.normalize and self.frame_stack is not None:
+            raise ValueError("`--actors` must not be given where `normalize` and `frame_stack` are both set")
+        # EvalCallback expects evaluations in a VecEnv of the same kind
+        warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
+        # CheckpointCallback says that a resumed run differs, which is as it must be
+        warnings.filterwarnings("ignore", "The environments cannot be saved in mid-episode")
+        given = {name: value for name, value in vars(self.args).items() if name in ACTOR_OPTIONS}
+        given["address"] = given.pop("ray_address", None)
+        # Of the manager goes along what environments are made with
+        maker = copy(self)
+        maker.callbacks, maker.normalize, maker.trained_agent, maker.verbose = [], False, "", 0
+        return ActorVecEnv(partial(create_in_actor, maker, n_envs), self.args.actors, seed=self.seed, **given)
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
         if not (self.trained_agent and self.normalize) or self.checkpoint is not None:
