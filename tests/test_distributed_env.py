@@ -1,6 +1,7 @@
 """DAPO with actors on the real Ray: what it equals, what it repeats, and how its numbers add up."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+import yaml
 from algos import flat_parameters, make_model
 from envs import CatchEnv, RandomEnv
 from gymnasium import spaces
@@ -36,6 +38,7 @@ pytestmark = [
 ]
 
 N_STEPS, N_ENVS = 16, 2
+ROOT = Path(__file__).parent.parent
 
 
 Make = Callable[..., ActorVecEnv]
@@ -314,14 +317,13 @@ def troubled(seed: int, trouble: str = "", step: int = 20, seconds: float = 0.0,
 
 
 @pytest.mark.parametrize(
-    ("trouble", "message"),
+    ("trouble", "message", "sync"),
     [
-        ("raise", "environment 1, step 4 of the rollout: KeyError: 'the door is locked'"),
-        ("observation", "NonFiniteError: the observation of environment 1 at step 5 of the rollout is nan"),
-        ("reward", "NonFiniteError: the reward of environment 1 at step 4 of the rollout is nan"),
+        ("raise", "environment 1, step 4 of the rollout: KeyError: 'the door is locked'", False),
+        ("observation", "NonFiniteError: the observation of environment 1 at step 5 of the rollout is nan", True),
+        ("reward", "NonFiniteError: the reward of environment 1 at step 4 of the rollout is nan", False),
     ],
 )
-@pytest.mark.parametrize("sync", [False, True])
 def test_faults_of_environments(actors: Make, trouble: str, message: str, sync: bool) -> None:
     """At step 4 of the second rollout."""
     env = actors(partial(troubled, trouble=trouble), 2, sync=sync)
@@ -497,3 +499,21 @@ def test_evaluation(three: ActorVecEnv) -> None:
         callback=EvalCallback(eval_env, callback_after_eval=scores, eval_freq=2 * N_STEPS, n_eval_episodes=2),
     )
     assert scores.n_evaluations >= 5
+
+
+# ---- The guide
+
+
+def test_code_of_the_guide(ray_cluster: Any) -> None:
+    (code,) = re.findall(r"^```py\n(.*?)^```$", (ROOT / "docs/distributed.md").read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(code, names)
+    assert names["model"].num_timesteps >= 20_000
+
+
+def test_file_of_the_guide_is_one_of_ray() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load((ROOT / "examples/ray_cluster.yaml").read_text()))
+    validate_config(config)
+    assert config["provider"]["worker_ips"] == ["10.0.0.2", "10.0.0.3"]
