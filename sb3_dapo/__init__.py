@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from sb3_dapo.dapo import DAPO  # noqa: F401
     from sb3_dapo.divergences import DIVERGENCES, Divergence  # noqa: F401
     from sb3_dapo.faults import NonFiniteError  # noqa: F401
+    from sb3_dapo.maskable import MaskableDAPO  # noqa: F401
     from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy  # noqa: F401
+    from sb3_dapo.recurrent import RecurrentDAPO  # noqa: F401
 
 __version__ = "0.1.0"
 
@@ -21,11 +23,14 @@ _MODULES = {
     "Controller": "controllers",
     "Divergence": "divergences",
     "DualController": "controllers",
+    "MaskableDAPO": "maskable",
     "MlpPolicy": "policies",
     "MultiInputPolicy": "policies",
     "NonFiniteError": "faults",
+    "RecurrentDAPO": "recurrent",
 }
-__all__ = list(_MODULES)
+# A star loads no extra
+__all__ = [name for name, module in _MODULES.items() if module not in ("maskable", "recurrent")]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,19 +24,16 @@ class Command(NamedTuple):
 
 
 ALGO = ("--algo", DEFAULT_ALGO)
+PLOTS = ("--algos", DEFAULT_ALGO, "--exp-folders", LOG_FOLDER)
 COMMANDS = {
-    "train": Command("commands", "train an agent, or search hyperparameters (-optimize)", ALGO),
-    "enjoy": Command("commands", "watch a trained agent", (*ALGO, "--folder", LOG_FOLDER)),
+    "train": Command("cli", "train an agent, or search hyperparameters (-optimize)", ALGO),
+    "enjoy": Command("cli", "watch a trained agent", (*ALGO, "--folder", LOG_FOLDER)),
     "record-video": Command("video", "record a trained agent as mp4 or GIF"),
     "plot": Command("plot", "draw score, divergence, KL, ratios and reuse of a run"),
     "plot-train": Command("zoo_plots", "plot the scores of training episodes", (*ALGO, "--exp-folder", LOG_FOLDER)),
-    "all-plots": Command(
-        "zoo_plots",
-        "plot and tabulate the evaluations of several runs",
-        ("--algos", DEFAULT_ALGO, "--exp-folders", LOG_FOLDER),
-    ),
+    "all-plots": Command("zoo_plots", "plot and tabulate the evaluations of several runs", PLOTS),
     "plot-from-file": Command("zoo_plots", "plot results saved by all-plots (rliable included)"),
-    "benchmark": Command("commands", "evaluate every trained agent and write a table"),
+    "benchmark": Command("cli", "evaluate every trained agent and write a table"),
     "random": Command("evaluation", "score of a uniform random policy, for reference"),
     "report": Command("evaluation", "score of a trained agent beside the random policy's, and its learning curve"),
     "push-to-hub": Command("hub", "upload a trained agent to the Hugging Face Hub, with a model card"),
@@ -44,16 +41,7 @@ COMMANDS = {
 }
 
 
-def build_parser() -> ArgumentParser:
-    """
-    :return: parser of the command's name
-    """
-    width = max(map(len, COMMANDS)) + 3
-    parser = ArgumentParser(
-        prog="sb3-dapo",
-        usage="sb3-dapo COMMAND [arguments]",
-        description="Divergence-Augmented Policy Optimization in RL Zoo.",
-        epilog="commands:\n" + "".join(f"  {name:{width}}{command.help}\n" for name, command in COMMANDS.items()) + """
+EPILOG = """
 'sb3-dapo COMMAND --help' lists a command's arguments, which are those of RL Zoo. The algorithm is dapo unless --algo
 names another, the hyperparameters come from the file of this package unless --conf-file names another, and agents are
 kept in the folder 'logs'.
@@ -63,7 +51,18 @@ examples:
   sb3-dapo enjoy --env CartPole-v1
   sb3-dapo train --env BreakoutNoFrameskip-v4 -n 500000 --hyperparams divergence_coef:0.1 n_rollouts:2
   sb3-dapo train --env BreakoutNoFrameskip-v4 --algo ppo
-""",
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """:return: parser of the command's name"""
+    width = max(map(len, COMMANDS)) + 3
+    commands = "\n".join(f"  {name:{width}}{command.help}" for name, command in COMMANDS.items())
+    parser = ArgumentParser(
+        prog="sb3-dapo",
+        usage="sb3-dapo COMMAND [arguments]",
+        description="Divergence-Augmented Policy Optimization in RL Zoo.",
+        epilog=f"commands:\n{commands}\n{EPILOG}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
@@ -84,7 +83,7 @@ def main() -> None:
     try:
         getattr(import_module(f"sb3_dapo.zoo.{command.module}"), name.replace("-", "_"))()
     except Exception as error:
-        if not import_module("sb3_dapo.zoo.commands").is_refusal(error):
+        if not import_module("sb3_dapo.zoo.cli").is_refusal(error):
             raise
         parser.exit(2, f"{sys.argv[0]}: error: {' '.join(str(error).split())}\n")
 

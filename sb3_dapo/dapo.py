@@ -29,7 +29,7 @@ from sb3_dapo.fast import set_fast
 from sb3_dapo.faults import NonFiniteError
 from sb3_dapo.hub import HubModel
 from sb3_dapo.loss import LossSettings, Stats, dapo_loss, kl_terms, summarize
-from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_dapo.policies import CnnPolicy, FastCnn, MlpPolicy, MultiInputPolicy
 
 SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
 
@@ -277,7 +277,7 @@ class DAPO(Checkpoints, HubModel, PPO):
             check("batch_size", self.batch_size, self.batch_size > 1, f"at least 2, {reason}")
             rollout = f"n_steps={self.n_steps} * n_envs={self.n_envs}"
             check("n_steps * n_envs", rollout, self.n_steps * self.n_envs > 1, f"at least 2, {reason}")
-        is_cnn = issubclass(self.policy_class, CnnPolicy)
+        is_cnn = issubclass(self.policy_class, FastCnn)
         check("autocast", self.autocast, is_cnn or not self.autocast, "False for policies other than CnnPolicy")
         buffer_class = self.rollout_buffer_class
         check(
@@ -309,7 +309,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         coef = self.divergence_coef
         if isinstance(coef, Controller) and coef is not self._own_controller:
             self.divergence_coef = self._own_controller = deepcopy(coef)  # it adapts to one model
-        if isinstance(self.policy, CnnPolicy):
+        if isinstance(self.policy, FastCnn):
             self.policy.autocast = self.autocast
         if self.overlap:
             check_overlap(self.env, self.use_sde)
@@ -569,9 +569,7 @@ class DAPO(Checkpoints, HubModel, PPO):
 
     def _scheduled(self, schedule: str, name: str | None = None) -> float:
         """
-        :param schedule: attribute that holds a schedule
-        :param name: of the argument, if it is another
-        :return: the schedule's value now
+        :return: value now of the schedule that is an attribute; ``name`` is the argument's, if it is another
         :raises ValueError: if it is no number of at least 0
         """
         value: float = getattr(self, schedule)(self._current_progress_remaining)
@@ -593,8 +591,11 @@ class DAPO(Checkpoints, HubModel, PPO):
 
     def _set_form(self) -> None:
         """Have the policy compute in the form, fast or SB3's own, that the settings ask for."""
+        set_fast(self.policy, self._is_fast())
+
+    def _is_fast(self) -> bool:
         is_special_case = self.n_rollouts == 1 and self.advantage == "gae" and not self._has_divergence()
-        set_fast(self.policy, not is_special_case if self.fast is None else self.fast)
+        return not is_special_case if self.fast is None else self.fast
 
     def _has_divergence(self) -> bool:
         coef = self.divergence_coef
@@ -669,22 +670,12 @@ class DAPO(Checkpoints, HubModel, PPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDAPO:
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        name = type(self).__name__ if tb_log_name is None else tb_log_name
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
 
 def _check_env(env: Any, is_needed: bool) -> None:
-    """
-    :param env: environment that was passed
-    :param is_needed: whether there must be one
-    :raises ValueError: if it is nothing that SB3 takes for one
-    """
+    """Refuse what SB3 does not take for an environment."""
     # SB3 wraps environments of the old gym, if that is installed
     old_gym = getattr(sys.modules.get("gym"), "Env", ())
     is_env = isinstance(env, str | gym.Env | VecEnv) or isinstance(env, old_gym) or (env is None and not is_needed)

@@ -2,24 +2,28 @@
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_dapo.fast import blocks_to_channels, fast_nature_cnn, set_fast
 
-__all__ = ["CnnPolicy", "MlpPolicy", "MultiInputPolicy", "blocks_to_channels", "fast_nature_cnn", "set_fast"]
+__all__ = ["CnnPolicy", "FastCnn", "MlpPolicy", "MultiInputPolicy", "blocks_to_channels", "fast_nature_cnn", "set_fast"]
 
 MlpPolicy = ActorCriticPolicy
 MultiInputPolicy = MultiInputActorCriticPolicy
 
 
-class CnnPolicy(ActorCriticCnnPolicy):
+class FastCnn(BasePolicy):
     """
-    SB3's ``CnnPolicy``, parameters as there. For acting in training and for the loss, a shared ``NatureCNN`` is
-    computed by :func:`~sb3_dapo.fast.fast_nature_cnn` while ``fast`` is set, and features in bfloat16 while
-    ``autocast`` is set; ``predict`` and ``predict_values`` are always SB3's. Models are the same either way, and
-    interchangeable with SB3's.
+    A policy for images that can compute in a faster form. For acting in training and for the loss, a shared
+    ``NatureCNN`` is computed by :func:`~sb3_dapo.fast.fast_nature_cnn` while ``fast`` is set, and features in bfloat16
+    while ``autocast`` is set; ``predict`` and ``predict_values`` are always SB3's. Models are the same either way.
     """
 
     fast = False
@@ -52,4 +56,8 @@ class CnnPolicy(ActorCriticCnnPolicy):
             and obs.dtype == th.uint8
         ):
             return fast_nature_cnn(extractor, obs)
-        return super().extract_features(obs, features_extractor)
+        return super().extract_features(obs, features_extractor)  # type: ignore[arg-type]
+
+
+class CnnPolicy(FastCnn, ActorCriticCnnPolicy):
+    """SB3's ``CnnPolicy``, parameters as there, in the faster form of :class:`FastCnn`. Models are interchangeable."""

@@ -49,6 +49,7 @@ from sb3_dapo.checkpoint import (
     set_random_states,
 )
 from sb3_dapo.checkpoint.env_state import get_env_state, set_env_state
+from sb3_dapo.checkpoint.settings import made_with, note_made
 
 # Processes that start at once, as the server that forks them has imported what takes long
 FORKSERVER = mp.get_context("forkserver")
@@ -866,6 +867,17 @@ def test_large_state_is_kept(algo: type[DAPO], tmp_path: Path) -> None:
     env = make()
     algo.load_checkpoint(tmp_path / "checkpoint", env, device="cpu")
     assert_equal(env.get_attr("data"), model.env.get_attr("data"))
+
+
+def test_models_of_mujoco_are_no_data_sets() -> None:
+    """Noting them would take longer than all else that is done to make a model."""
+    pytest.importorskip("mujoco")
+    env = make_dummy("Ant-v5")
+    note_made(env)
+    made, now = made_with(env)
+    assert len(made) == 2 and made == now
+    texts = {setting.name: text for setting, text in made[0].items()}
+    assert texts["_reset_noise_scale"] == "0.1" and not any(text.startswith("<") for text in texts.values())
 
 
 def test_callback_tells_of_large_environments_once(algo: type[DAPO], tmp_path: Path) -> None:

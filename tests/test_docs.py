@@ -18,7 +18,7 @@ from sb3_dapo import DAPO
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXTRAS = ("ale_py", "minatar", "mujoco", "rl_zoo3")
+EXTRAS = ("ale_py", "minatar", "mujoco", "rl_zoo3", "sb3_contrib")
 
 
 def page_id(page: Path) -> str:

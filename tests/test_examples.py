@@ -54,6 +54,14 @@ def test_five_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert len([line for line in code.splitlines() if line]) == 5
 
 
+def test_action_masks(capsys: pytest.CaptureFixture[str]) -> None:
+    load("action_masks")["main"](steps=16_384)
+    way, tour = capsys.readouterr().out.splitlines()
+    before, steps, after = numbers(way)
+    assert steps == 16_384 and after < before - 0.5
+    assert sorted(numbers(tour)) == list(range(8))
+
+
 def test_reuse(capsys: pytest.CaptureFixture[str]) -> None:
     load("reuse")["main"](steps=2_048, seeds=1)
     lines = capsys.readouterr().out.splitlines()
@@ -173,3 +181,12 @@ def test_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert (EXAMPLES / "minatar.ipynb").stat().st_size < 200_000
+
+
+def test_recurrent(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sb3_contrib")
+    example = load("recurrent")
+    check_env(example["CueEnv"]())
+    example["main"](steps=8_000, delay=3)
+    plain, recurrent, played = map(numbers, capsys.readouterr().out.splitlines())
+    assert plain[0] < 0.5 and recurrent[0] == 1 and played == [320 // 4, 320 // 4]

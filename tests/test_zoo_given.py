@@ -27,7 +27,7 @@ from rl_zoo3.utils import ALGOS
 
 from sb3_dapo.arguments import arguments_of
 from sb3_dapo.checkpoint import vec_normalize_of
-from sb3_dapo.zoo import register_algorithm
+from sb3_dapo.zoo import ExperimentManager, register_algorithm
 from sb3_dapo.zoo.evaluation import read_hyperparameters
 from sb3_dapo.zoo.exp_manager import NOISE, check_keywords
 from sb3_dapo.zoo.parsers import TrainParser
@@ -113,6 +113,29 @@ def test_resume_uses_what_it_is_given_and_writes_it_down(command: Command, cut: 
     assert "instead of" not in command("train", *CARTPOLE, "--resume", "-n", "768")
     assert (saved("config"), saved("args")["hyperparams"]) == (config, args["hyperparams"])
     assert DAPO.load(cut / "CartPole-v1.zip").n_epochs == 3
+
+
+def test_resume_that_was_killed_before_it_used_what_it_was_given(
+    command: Command, cut: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written down by then: the next one uses it, though it is given nothing."""
+
+    class Killed(Exception):
+        pass
+
+    def learn(self: ExperimentManager, model: Any) -> None:
+        raise Killed
+
+    for given in (["learning_rate:0.001"], ["learning_rate:0.002", "gamma:0.8"]):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(ExperimentManager, "learn", learn)
+            command("train", *CARTPOLE, "--resume", "-n", "512", "--hyperparams", *given)
+    output = command("train", *CARTPOLE, "--resume", "-n", "512")
+    assert "Resuming with learning_rate: 0.002 instead of 0.01" in output
+    model = DAPO.load(cut / "CartPole-v1.zip")
+    assert (model.learning_rate(1.0), model.gamma, model.num_timesteps) == (0.002, 0.8, 512)
+    assert (saved("config")["learning_rate"], saved("config")["gamma"]) == (0.002, 0.8)
+    assert "instead of" not in command("train", *CARTPOLE, "--resume", "-n", "768")
 
 
 def test_resume_takes_hyperparameters_from_another_file(command: Command, cut: Path) -> None:

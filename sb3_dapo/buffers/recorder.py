@@ -115,6 +115,11 @@ class RolloutRecorder(RolloutBuffer):
         """Actions as far as they are collected, ``(T, N, action_dim)``."""
         return np.asarray(self._actions.column).reshape(self.buffer_size, self.n_envs, self.action_dim)
 
+    @property
+    def truncations(self) -> list[Truncation]:
+        """The episodes that were truncated so far, in the order in which SB3 asks for the values that end them."""
+        return self._truncations
+
     def record_step(
         self, new_obs: VecEnvObs, rewards: np.ndarray, dones: np.ndarray, infos: Sequence[dict[str, Any]]
     ) -> None:

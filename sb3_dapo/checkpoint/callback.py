@@ -8,6 +8,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from sb3_dapo.arguments import check_int
 from sb3_dapo.checkpoint.checkpoints import Checkpoints, ModelT, read_checkpoint, temporary_of, warnings_of
 from sb3_dapo.checkpoint.env_state import get_env_state
 
@@ -62,8 +63,7 @@ class CheckpointCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        if not isinstance(save_freq, int) or save_freq < 1:
-            raise ValueError(f"`save_freq` must be an integer of at least 1, got {save_freq!r}")
+        check_int("save_freq", save_freq, 1)
         if keep_last is not None and (not isinstance(keep_last, int) or keep_last < 1):
             raise ValueError(f"`keep_last` must be an integer of at least 1 or None, got {keep_last!r}")
         self.save_freq = save_freq
@@ -98,10 +98,8 @@ class CheckpointCallback(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self.model._rollout_start is not None:
             self.run_callback = self.model._rollout_start.callback
-        num_timesteps = self.model.num_timesteps
-        is_due = num_timesteps // self.save_freq > self.last_start // self.save_freq
-        self.last_start = num_timesteps
-        if is_due:
+        last_start, self.last_start = self.last_start, self.model.num_timesteps
+        if self.last_start // self.save_freq > last_start // self.save_freq:
             self._save()
 
     def _on_step(self) -> bool:
@@ -116,8 +114,7 @@ class CheckpointCallback(BaseCallback):
 
     def _save(self) -> None:
         path = self._path(self.model.num_timesteps)
-        texts = self.model._save_checkpoint(path, bool(self.reset_envs), self.run_callback)
-        self._warn_once(texts)
+        self._warn_once(self.model._save_checkpoint(path, bool(self.reset_envs), self.run_callback))
         self.last_saved = self.model.num_timesteps
         if self.verbose >= 2:
             print(f"Saved checkpoint {path}")
@@ -147,5 +144,5 @@ def learn_until(model: ModelT, total_timesteps: int, callback: MaybeCallback = N
     :param kwargs: further arguments of ``learn``
     :return: the trained model
     """
-    is_new = model.num_timesteps == 0
-    return model.learn(total_timesteps - model.num_timesteps, callback, reset_num_timesteps=is_new, **kwargs)
+    n_done = model.num_timesteps
+    return model.learn(total_timesteps - n_done, callback, reset_num_timesteps=n_done == 0, **kwargs)

@@ -16,29 +16,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+import sb3_dapo.checkpoint.states as states
 from sb3_dapo.buffers import RolloutRing
-from sb3_dapo.checkpoint.env_state import (
-    OTHERWISE,
-    EnvState,
-    get_env_state,
-    note_made,
-    set_env_state,
-)
-from sb3_dapo.checkpoint.states import (
-    derive_seed,
-    equal_observations,
-    get_callback_states,
-    get_log,
-    get_random_states,
-    map_observations,
-    note_callbacks,
-    seed_envs,
-    set_callback_states,
-    set_log,
-    set_random_states,
-    with_strides,
-)
+from sb3_dapo.checkpoint.env_state import OTHERWISE, EnvState, get_env_state, set_env_state
+from sb3_dapo.checkpoint.settings import note_made
+from sb3_dapo.checkpoint.states import get_random_states, map_observations, set_random_states
 
 ModelT = TypeVar("ModelT", bound="Checkpoints")
 
@@ -46,6 +30,10 @@ FORMAT = 1
 # Beside the entries of SB3's own file, whose loader takes every *.pth for parameters
 TRAINING_ENTRY = "training.pt"  # tensors, numbers and text: read without running a pickle
 ENVIRONMENTS_ENTRY = "environments.pkl"
+INEXACT = (
+    "The environments cannot be saved in mid-episode ({}): on resume they are reset, and the run does not equal an "
+    "uninterrupted one. With `reset_envs=True` it does: new episodes begin at every checkpoint"
+)
 
 
 class RolloutStart(NamedTuple):
@@ -76,15 +64,11 @@ class Checkpoints(OnPolicyAlgorithm):
     def _set_form(self) -> None:
         """Put the policy into the form that updates compute in, where there are several."""
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        if self.env is not None:
-            note_made(self.env)
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        super().set_env(env, force_reset)
-        if self.env is not None:
-            note_made(self.env)
+    @staticmethod
+    def _wrap_env(env: GymEnv, *args: Any, **kwargs: Any) -> VecEnv:
+        venv = OnPolicyAlgorithm._wrap_env(env, *args, **kwargs)
+        note_made(venv)
+        return venv
 
     def save_checkpoint(self, path: str | Path, reset_envs: bool = False) -> None:
         """
@@ -103,30 +87,21 @@ class Checkpoints(OnPolicyAlgorithm):
             warnings.warn(text, stacklevel=2)
 
     def _save_checkpoint(self, path: str | Path, reset_envs: bool, callback: BaseCallback | None = None) -> list[str]:
-        """
-        Parameters as above.
-
-        :param callback: the callback of the run, if the states of SB3's callbacks are to be kept
-        :return: what to warn of
-        """
+        """:return: what to warn of. With the callback of the run, the states of SB3's callbacks are kept"""
         self._check_moment()
         env = self.get_env()
         if env is None:
             raise ValueError("`env` must be set to write a checkpoint: without one there is nothing to resume")
-        resumption, start = self._resumption, self._rollout_start
-        if start is not None:
-            random_states = start.random_states
-        else:
-            random_states = get_random_states(self.device) if resumption is None else resumption.random_states
+        resumption = self._resumption
+        moment = self._rollout_start or resumption
+        random_states = get_random_states(self.device) if moment is None else moment.random_states
         env_state = get_env_state(env, without_constants=reset_envs)
-        reset_seed = None
-        if reset_envs:
-            reset_seed = derive_seed(self.seed, self.num_timesteps)
+        reset_seed = states.derive_seed(self.seed, self.num_timesteps) if reset_envs else None
+        if reset_seed is not None:
             self._reset_envs(reset_seed)
+        callbacks = {} if resumption is None else resumption.callbacks
         if callback is not None:
-            callbacks = get_callback_states(callback, reset_seed)
-        else:
-            callbacks = {} if resumption is None else resumption.callbacks
+            callbacks = states.get_callback_states(callback, reset_seed)
 
         training = {
             "format": FORMAT,
@@ -136,7 +111,7 @@ class Checkpoints(OnPolicyAlgorithm):
             "random_states": random_states,
             "reset_seed": reset_seed,
             "strides": map_observations(lambda array: array.strides, self._last_obs),
-            "log": resumption.log if resumption is not None else get_log(getattr(self, "_logger", None)),
+            "log": resumption.log if resumption is not None else states.get_log(getattr(self, "_logger", None)),
             "ring": self.rollout_buffer.state_dict(),
         }
 
@@ -193,7 +168,7 @@ class Checkpoints(OnPolicyAlgorithm):
         return model
 
     def _restore(self, training: dict[str, Any], env_state: EnvState, callbacks: dict[str, dict[str, Any]]) -> None:
-        """:param training: entries of the checkpoint that the model was loaded from, as the others"""
+        """Parameters: the entries of the checkpoint that the model was loaded from."""
         self.rollout_buffer.load_state_dict(training["ring"])
         if training["has_trained"]:
             # As the last update did: the next rollout must be collected in the same form
@@ -204,12 +179,13 @@ class Checkpoints(OnPolicyAlgorithm):
         assert self.env is not None
         # Pickling loses the order of axes in memory, by which PyTorch chooses between convolutions that round
         # differently
-        self._last_obs = map_observations(with_strides, self._last_obs, training["strides"])
+        self._last_obs = map_observations(states.with_strides, self._last_obs, training["strides"])
         reason = set_env_state(self.env, env_state)
         if training["reset_seed"] is not None:
             expected = self._last_obs
             self._reset_envs(training["reset_seed"])
-            if not equal_observations(self._last_obs, expected):
+            equal = map_observations(np.array_equal, self._last_obs, expected)
+            if not (all(equal.values()) if isinstance(equal, dict) else equal):
                 warnings.warn(
                     "The environments begin with other observations than when the checkpoint was written: they are not "
                     "deterministic given their seed, or are made otherwise. The resume is not exact",
@@ -217,27 +193,25 @@ class Checkpoints(OnPolicyAlgorithm):
                 )
         elif reason:
             if reason != OTHERWISE:
-                warnings.warn(_inexact(reason), stacklevel=3)
+                warnings.warn(INEXACT.format(reason), stacklevel=3)
             # SB3 resets environments when there is no last observation; not again with the seeds of the run's beginning
             self._last_obs = None
-            self.env.seed(derive_seed(self.seed, self.num_timesteps))
+            self.env.seed(states.derive_seed(self.seed, self.num_timesteps))
         self._resumption = Resumption(training["num_timesteps"], training["random_states"], training["log"], callbacks)
 
     @contextmanager
     def _collecting(self, callback: BaseCallback) -> Iterator[None]:
-        """
-        Surrounds the collection of a rollout: completes a resume at its beginning, and tells :meth:`save_checkpoint`
-        where it is called.
-
-        :param callback: the callback of the run
-        """
+        """Surrounds the collection of a rollout: completes a resume, and tells :meth:`save_checkpoint` the moment."""
         resumption, self._resumption = self._resumption, None
         # Anything may have drawn random numbers since the checkpoint was loaded, so the generators are set only now
         if resumption is not None and resumption.num_timesteps == self.num_timesteps:
             set_random_states(resumption.random_states, self.device)
-            set_log(self.logger, resumption.log)
-            set_callback_states(callback, resumption.callbacks)
-        note_callbacks(callback)
+            for name, entries in resumption.log.items():
+                getattr(self.logger, name).update(entries)
+            states.set_callback_states(callback, resumption.callbacks)
+        for _, _, eval_env in states.walk_callbacks(callback):
+            if eval_env is not None:
+                note_made(eval_env)
         # Before SB3 draws the noise of gSDE
         self._rollout_start = RolloutStart(self.num_timesteps, get_random_states(self.device), callback)
         try:
@@ -248,11 +222,11 @@ class Checkpoints(OnPolicyAlgorithm):
     def _reset_envs(self, seed: int) -> None:
         """:param seed: what the new episodes that begin in all environments depend on, and on nothing else"""
         assert self.env is not None
-        states = get_random_states(self.device)
+        random_states = get_random_states(self.device)
         set_random_seed(seed)  # for environments that draw from the global generators
-        seed_envs(self.env, seed)
+        states.seed_envs(self.env, seed)
         self._last_obs = self.env.reset()  # type: ignore[assignment]
-        set_random_states(states, self.device)
+        set_random_states(random_states, self.device)
         self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
         if self._vec_normalize_env is not None:
             self._last_original_obs = self._vec_normalize_env.get_original_obs()
@@ -261,36 +235,20 @@ class Checkpoints(OnPolicyAlgorithm):
         return [*super()._excluded_save_params(), "_rollout_start", "_resumption"]
 
 
-def load_checkpoint(cls: type[ModelT], path: str | Path, env: GymEnv, *args: Any, **kwargs: Any) -> ModelT:
-    """As :meth:`Checkpoints.load_checkpoint`."""
-    return cls.load_checkpoint(path, env, *args, **kwargs)
-
-
 def warnings_of(env_state: EnvState, reset_envs: bool) -> list[str]:
     """What the user of a checkpoint should know, which holds such a state and was written with this ``reset_envs``."""
-    texts = [_inexact(env_state.reason)] if env_state.reason and not reset_envs else []
+    texts = [INEXACT.format(env_state.reason)] if env_state.reason and not reset_envs else []
     if env_state.large:
         advice = "" if reset_envs else ". With `reset_envs=True` what never changes is left out"
         texts.append(f"The environments take much space in every checkpoint: {env_state.large}{advice}")
     return texts
 
 
-def _inexact(reason: str) -> str:
-    return (
-        f"The environments cannot be saved in mid-episode ({reason}): on resume they are reset, and the run does not "
-        "equal an uninterrupted one. With `reset_envs=True` it does: new episodes begin at every checkpoint"
-    )
-
-
 # --- the file -------------------------------------------------------------------------------------
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], EnvState, dict[str, dict[str, Any]]]:
-    """
-    :param path: of a checkpoint
-    :return: its entries: training, environments, callbacks
-    :raises ValueError: if it is damaged, or no checkpoint
-    """
+    """:return: entries of a checkpoint: training, environments, callbacks. One that is damaged, or none, is refused"""
     with open(path, "rb") as file:
         try:
             archive = zipfile.ZipFile(file)
@@ -309,17 +267,41 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], EnvState, dict[str, dic
 
 
 class EntryUnpickler(pickle.Unpickler):
-    """Reads the entry of the environments, also that of version 0.1."""
+    """Reads the entry of the environments, also that of version 0.1, and a state without what it refers to."""
 
     def find_class(self, module: str, name: str) -> Any:
         return EnvState if (module, name) == ("sb3_dapo.env_state", "EnvState") else super().find_class(module, name)
 
+    def persistent_load(self, pid: Any) -> None:
+        return None
+
+
+def vec_normalize_of(path: str | Path, venv: VecEnv | None = None) -> VecNormalize | None:
+    """
+    :param path: a checkpoint, or a file of SB3's ``save``. It holds pickles: read only what you trust
+    :param venv: vectorized environment to wrap, ``None`` to leave that to ``set_venv``
+    :return: ``VecNormalize`` as it was when the checkpoint was written, with its statistics and settings; ``None`` if
+        the file is no checkpoint, or its environment was not normalized
+    """
+    with zipfile.ZipFile(path) as archive:
+        if ENVIRONMENTS_ENTRY not in archive.namelist():
+            return None
+        env_state, _ = EntryUnpickler(io.BytesIO(archive.read(ENVIRONMENTS_ENTRY))).load()
+    for state in EntryUnpickler(io.BytesIO(env_state.wrappers_state)).load():
+        if "ret_rms" in state:
+            vec_normalize = VecNormalize.__new__(VecNormalize)
+            # What its own pickles leave out, to which `returns` belongs, is made by set_venv()
+            vec_normalize.__setstate__({name: value for name, value in state.items() if name != "returns"})
+            # SB3 expects what leads to the environment when it pickles one
+            vec_normalize.class_attributes, vec_normalize.returns = {}, state["returns"]
+            if venv is not None:
+                vec_normalize.set_venv(venv)
+            return vec_normalize
+    return None
+
 
 def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """
-    :param path: the file
-    :param write: writes its content to a file object that is open for reading and writing
-    """
+    """:param write: writes the content to a file object that is open for reading and writing"""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
     try:

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dapo.checkpoint.env_state import NotRestorableError, get_env_state, note_made, set_env_state
+from sb3_dapo.checkpoint.env_state import NotRestorableError, get_env_state, set_env_state
 
 # What SB3's callbacks count and remember, so that they trigger at the same steps after a resume
 CALLBACK_STATE = frozenset(
@@ -26,10 +26,7 @@ CALLBACK_STATE = frozenset(
 
 
 def get_random_states(device: th.device) -> dict[str, Any]:
-    """
-    :param device: the model's device
-    :return: states of the global random generators: tensors and numbers
-    """
+    """:return: states of the global random generators, those of the model's device included: tensors and numbers"""
     name, keys, *others = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -40,10 +37,7 @@ def get_random_states(device: th.device) -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any], device: th.device) -> None:
-    """
-    :param states: what :func:`get_random_states` gave
-    :param device: the model's device
-    """
+    """Restore what :func:`get_random_states` gave."""
     random.setstate(states["python"])
     name, keys, *others = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *others))
@@ -54,96 +48,59 @@ def set_random_states(states: dict[str, Any], device: th.device) -> None:
 
 def get_log(logger: Logger | None) -> dict[str, Any]:
     """What was recorded since the log was last written: the losses of the newest update."""
-    if logger is None:
-        return {}
-    values = {
-        name: value.item() if isinstance(value, np.number) else value
-        for name, value in logger.name_to_value.items()
-        if isinstance(value, int | float | str | np.number)
-    }
-    return {
-        "name_to_value": values,
-        "name_to_count": {name: logger.name_to_count[name] for name in values},
-        "name_to_excluded": {name: logger.name_to_excluded[name] for name in values},
-    }
-
-
-def set_log(logger: Logger, log: dict[str, Any]) -> None:
-    """Record what :func:`get_log` gave."""
-    for name, entries in log.items():
-        getattr(logger, name).update(entries)
+    recorded = {} if logger is None else logger.name_to_value
+    kept = {name: value for name, value in recorded.items() if isinstance(value, int | float | str | np.number)}
+    values = {name: value.item() if isinstance(value, np.number) else value for name, value in kept.items()}
+    others = {name: {key: getattr(logger, name)[key] for key in kept} for name in ("name_to_count", "name_to_excluded")}
+    return {"name_to_value": values, **others} if kept else {}
 
 
 # --- callbacks ------------------------------------------------------------------------------------
 
 
+def walk_callbacks(callback: BaseCallback) -> Iterator[tuple[str, BaseCallback, VecEnv | None]]:
+    """:return: each callback of a run: its class with its place among those of the class, itself, its environment"""
+    count: Counter[str] = Counter()
+    waiting = [callback]
+    while waiting:
+        child = waiting.pop(0)
+        kind, eval_env = type(child).__name__, getattr(child, "eval_env", None)
+        yield f"{kind} {count[kind]}", child, eval_env if isinstance(eval_env, VecEnv) else None
+        count[kind] += 1
+        children: list[Any] = list(child.callbacks) if isinstance(child, CallbackList) else []
+        children += [getattr(child, name, None) for name in ("callback", "callback_on_new_best")]
+        waiting = [child for child in children if isinstance(child, BaseCallback)] + waiting
+
+
 def get_callback_states(callback: BaseCallback, reset_seed: int | None) -> dict[str, dict[str, Any]]:
-    """
-    :param callback: the callback of the run
-    :param reset_seed: seed for environments that evaluate, ``None`` to save their states
-    :return: what the callbacks count and remember, by class and place among those of the class
-    """
+    """:return: what callbacks of a run count and remember, by name. With a seed, their environments begin anew"""
     states = {}
-    for name, child in _named_callbacks(callback).items():
-        state = {key: value for key, value in vars(child).items() if key in CALLBACK_STATE}
-        eval_env = getattr(child, "eval_env", None)
+    for name, child, eval_env in walk_callbacks(callback):
+        state = states[name] = {key: value for key, value in vars(child).items() if key in CALLBACK_STATE}
         # Evaluation of a policy that acts at random draws from the generators that training draws from, as often as
         # there are steps: so the episodes must be the same too
-        if isinstance(eval_env, VecEnv):
-            if reset_seed is None:
-                with suppress(NotRestorableError):
-                    state["eval_env"] = get_env_state(eval_env)
-            else:
-                state["eval_seed"] = reset_seed
-                seed_envs(eval_env, reset_seed)
-        states[name] = state
+        if eval_env is not None and reset_seed is not None:
+            state["eval_seed"] = reset_seed
+            seed_envs(eval_env, reset_seed)
+        elif eval_env is not None:
+            with suppress(NotRestorableError):
+                state["eval_env"] = get_env_state(eval_env)
     return states
 
 
-def note_callbacks(callback: BaseCallback) -> None:
-    """Note what the environments of the callbacks of a run were made with."""
-    for child in _walk_callbacks(callback):
-        if isinstance(getattr(child, "eval_env", None), VecEnv):
-            note_made(child.eval_env)  # type: ignore[attr-defined]
-
-
 def set_callback_states(callback: BaseCallback, states: dict[str, dict[str, Any]]) -> None:
-    """
-    :param callback: the callback of the run
-    :param states: what :func:`get_callback_states` gave. Callbacks that did not take part then are left as they are
-    """
-    for name, child in _named_callbacks(callback).items():
+    """Restore what :func:`get_callback_states` gave. Callbacks that did not take part then are left as they are."""
+    for name, child, eval_env in walk_callbacks(callback):
         state = dict(states.get(name, {}))
         eval_state, eval_seed = state.pop("eval_env", None), state.pop("eval_seed", None)
-        eval_env = getattr(child, "eval_env", None)
-        if isinstance(eval_env, VecEnv):
-            if eval_state is not None:
-                try:
-                    set_env_state(eval_env, eval_state)
-                except ValueError as error:
-                    warnings.warn(f"{name} evaluates on other environments than before: {error}", stacklevel=2)
-            if eval_seed is not None:
-                seed_envs(eval_env, eval_seed)
         vars(child).update(state)
-
-
-def _named_callbacks(callback: BaseCallback) -> dict[str, BaseCallback]:
-    named: dict[str, BaseCallback] = {}
-    count: Counter[str] = Counter()
-    for child in _walk_callbacks(callback):
-        kind = type(child).__name__
-        named[f"{kind} {count[kind]}"] = child
-        count[kind] += 1
-    return named
-
-
-def _walk_callbacks(callback: BaseCallback) -> Iterator[BaseCallback]:
-    yield callback
-    children: list[Any] = list(callback.callbacks) if isinstance(callback, CallbackList) else []
-    children += [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
-    for child in children:
-        if isinstance(child, BaseCallback):
-            yield from _walk_callbacks(child)
+        if eval_env is not None and eval_state is not None:
+            try:
+                set_env_state(eval_env, eval_state)
+            except ValueError as error:
+                warnings.warn(f"{name} evaluates on other environments than before: {error}", stacklevel=2)
+        if eval_env is not None and eval_seed is not None:
+            seed_envs(eval_env, eval_seed)
 
 
 # --- seeds and observations -----------------------------------------------------------------------
@@ -179,9 +136,3 @@ def with_strides(array: np.ndarray, strides: tuple[int, ...]) -> np.ndarray:
     copy: np.ndarray = np.ndarray(array.shape, array.dtype, np.zeros(size, np.uint8), strides=strides)
     copy[...] = array
     return copy
-
-
-def equal_observations(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
-    return np.array_equal(a, b)

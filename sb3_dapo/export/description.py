@@ -19,6 +19,7 @@ from gymnasium import spaces
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from torch.optim import SGD, Adam, AdamW, RMSprop
 
 from sb3_dapo.arguments import arguments_of
 from sb3_dapo.controllers import AdaptiveController, DualController
@@ -30,15 +31,11 @@ from sb3_dapo.minatar import MinAtarCnn
 MAX_SPACE_SIZE = 2**22  # numbers in an observation or an action
 MAX_LENGTH = 256  # layers of a network, keys of a Dict space
 
-ACTIVATIONS = ["Identity", *th.nn.modules.activation.__all__]
-EXTRACTORS = (FlattenExtractor, NatureCNN, CombinedExtractor, MinAtarCnn)
-OPTIMIZERS = (th.optim.Adam, th.optim.AdamW, th.optim.RMSprop, th.optim.SGD, RMSpropTFLike)
-
 # What a description may name, by what an argument asks for
 CLASSES: dict[type, dict[str, type]] = {
-    th.nn.Module: {name: getattr(th.nn, name) for name in ACTIVATIONS},
-    BaseFeaturesExtractor: {cls.__name__: cls for cls in EXTRACTORS},
-    th.optim.Optimizer: {cls.__name__: cls for cls in OPTIMIZERS},
+    th.nn.Module: {name: getattr(th.nn, name) for name in ["Identity", *th.nn.modules.activation.__all__]},
+    BaseFeaturesExtractor: {x.__name__: x for x in (FlattenExtractor, NatureCNN, CombinedExtractor, MinAtarCnn)},
+    th.optim.Optimizer: {x.__name__: x for x in (Adam, AdamW, RMSprop, SGD, RMSpropTFLike)},
 }
 OBJECTS: dict[str, type] = {cls.__name__: cls for cls in (LinearSchedule, AdaptiveController, DualController, Tsallis)}
 SCALARS: dict[Any, tuple[type, ...]] = {float: (float, int), **{x: (x,) for x in (bool, int, str, types.NoneType)}}
@@ -171,10 +168,8 @@ def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
     for kind, fields in SPACE_FIELDS.items():
         if is_plain and isinstance(space, getattr(spaces, kind)):
             return {"type": kind, **{name: _encode_field(name, getattr(space, name)) for name in fields}}
-    raise ExportError(
-        f"the space {space} cannot be described: it must be a Box, Discrete, MultiDiscrete with one dimension, "
-        f"MultiBinary or a Dict of these with strings as keys"
-    )
+    allowed = "a Box, Discrete, MultiDiscrete with one dimension, MultiBinary or a Dict of these with strings as keys"
+    raise ExportError(f"the space {space} cannot be described: it must be {allowed}")
 
 
 def _encode_field(name: str, value: Any) -> Any:
@@ -202,10 +197,8 @@ def decode_space(value: Any, where: str, limit: int = MAX_SPACE_SIZE) -> spaces.
     numbers = size if isinstance(size, list) else [size]
     is_within = len(numbers) <= limit and all(0 <= number <= limit for number in numbers)
     if not is_within or (sum(numbers) if kind == "MultiDiscrete" else math.prod(numbers)) > limit:
-        raise ExportError(
-            f"`{where}` is too large, or has a negative size: {short(size)}. A space may have {MAX_SPACE_SIZE} numbers "
-            f"in all"
-        )
+        allowed = f"A space may have {MAX_SPACE_SIZE} numbers in all"
+        raise ExportError(f"`{where}` is too large, or has a negative size: {short(size)}. {allowed}")
     with refusing(f"`{where}` is not a space"):
         if kind == "MultiBinary":
             return spaces.MultiBinary(size)

@@ -33,19 +33,11 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import ConstantSchedule, check_for_correct_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, is_vecenv_wrapped
 
+import sb3_dapo.export.description as describing
 import sb3_dapo.export.folder as files
 from sb3_dapo.arguments import arguments_of
 from sb3_dapo.buffers import RolloutRing
-from sb3_dapo.export.description import (
-    CLASSES,
-    MAX_LENGTH,
-    annotations_of,
-    decode_arguments,
-    decode_fields,
-    decode_space,
-    encode,
-    encode_space,
-)
+from sb3_dapo.export.description import annotations_of, decode_arguments, decode_fields, decode_space
 from sb3_dapo.export.folder import ExportError, Tensors, naming, refusing, short
 from sb3_dapo.export.normalization import Normalization
 from sb3_dapo.fast import set_fast
@@ -53,7 +45,6 @@ from sb3_dapo.fast import set_fast
 SelfExportable = TypeVar("SelfExportable", bound="Exportable")
 PolicyClass = type[ActorCriticPolicy]
 
-FORMAT = "sb3-dapo"
 FORMAT_VERSION = 1
 MAX_RING_BYTES = 2**32  # of kept rollouts that a file may ask for
 
@@ -64,12 +55,12 @@ NOT_HYPERPARAMETERS |= {"_init_setup_model", "rollout_buffer_class", "rollout_bu
 NOT_POLICY_KWARGS = {"observation_space", "action_space", "lr_schedule", "use_sde"}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Description:
     """The contents of ``model.json``, which reading replaces by what they stand for."""
 
-    format: Literal["sb3-dapo"]
-    format_version: int
+    format: Literal["sb3-dapo"] = "sb3-dapo"
+    format_version: int = FORMAT_VERSION
     algorithm: str
     versions: dict[str, str]
     observation_space: Any
@@ -192,7 +183,9 @@ class Exportable(OnPolicyAlgorithm):
 
     def _fixed_parts(self) -> tuple[dict[str, Any], Tensors]:
         """:return: what training does not change, and no description can leave out: spaces and tensors"""
-        described = {name: encode_space(getattr(self, name)) for name in ("observation_space", "action_space")}
+        described = {
+            name: describing.encode_space(getattr(self, name)) for name in ("observation_space", "action_space")
+        }
         files.dump_json(described)
         for name, space in described.items():
             decode_space(space, name)
@@ -212,13 +205,11 @@ class Exportable(OnPolicyAlgorithm):
         if policy and isinstance(net_arch, dict):
             values["net_arch"] = {name: net_arch[name] for name in ("pi", "vf") if name in net_arch}
         policy_kwargs, own = _describe_arguments(
-            values, lambda described, own: self._decode_policy_kwargs(described, policy_class, not policy, own)
+            values, lambda found, own: self._decode_policy_kwargs(found, policy_class, not policy, own)
         )
         kinds = self._hyperparameter_types()
         values = {name: self._argument(name) for name in kinds}
-        hyperparameters, left_out = _describe_arguments(
-            values, lambda described, _: decode_arguments(described, kinds, "")
-        )
+        hyperparameters, left_out = _describe_arguments(values, lambda found, _: decode_arguments(found, kinds, ""))
         not_exported = [*([] if policy else ["policy"]), *(f"policy_kwargs.{name}" for name in own), *left_out]
         if self.rollout_buffer_class is not RolloutRing:
             not_exported.append("rollout_buffer_class")
@@ -231,8 +222,6 @@ class Exportable(OnPolicyAlgorithm):
             contents[files.STATISTICS] = files.dump_tensors(normalization.statistics)
         modules = {module.__name__: str(module.__version__) for module in (stable_baselines3, th, gym, np)}
         description = Description(
-            format="sb3-dapo",
-            format_version=FORMAT_VERSION,
             algorithm=type(self).__name__,
             versions={"python": platform.python_version(), "sb3-dapo": version("sb3-dapo"), **modules},
             **described_spaces,
@@ -257,10 +246,7 @@ class Exportable(OnPolicyAlgorithm):
     def _read_exported(
         cls, folder: Path, policy: str | PolicyClass | None, kwargs: dict[str, Any]
     ) -> tuple[Description, PolicyClass, Tensors, Normalization | None]:
-        """
-        :return: what the folder holds, all checked, and completed with the arguments that were passed: the description,
-            with values in place of their descriptions; the policy's class and parameters; statistics
-        """
+        """:return: what the folder holds, all checked, values in place of their descriptions, and what was passed"""
         found = _read_description(folder)
         if found.algorithm != cls.__name__:
             raise ExportError(f"it is a model of {short(found.algorithm)}, not of {cls.__name__}")
@@ -275,9 +261,15 @@ class Exportable(OnPolicyAlgorithm):
         kinds = cls._hyperparameter_types()
         found.hyperparameters = decode_arguments(found.hyperparameters, kinds, "hyperparameters")
         found.hyperparameters |= {name: value for name, value in kwargs.items() if name != "policy_kwargs"}
-        policy_class = cls._find_policy(policy or found.policy, found.observation_space)
+        policy_class: Any = policy or found.policy
+        is_own = isinstance(policy_class, type)
+        if not is_own and policy_class not in cls.policy_aliases:
+            raise ExportError(f"`policy` must be one of {sorted(cls.policy_aliases)}, got {short(policy_class)}")
+        if not is_own and isinstance(found.observation_space, spaces.Dict) != policy_class.startswith("MultiInput"):
+            space = found.observation_space
+            raise ExportError(f"`policy` must suit the observations, {short(space)}, got {policy_class!r}")
+        policy_class = policy_class if is_own else cls.policy_aliases[policy_class]
         given = kwargs.get("policy_kwargs") or {}
-        is_own = isinstance(policy, type)
         found.policy_kwargs = cls._decode_policy_kwargs(found.policy_kwargs, policy_class, is_own, given)
         # The policy is first built without memory, so that later it takes no more than its file does
         with refusing("the policy cannot be built"):
@@ -292,24 +284,10 @@ class Exportable(OnPolicyAlgorithm):
         return {name: kind for name, kind in annotations_of(cls).items() if name not in NOT_HYPERPARAMETERS}
 
     @classmethod
-    def _find_policy(cls, policy: Any, observation_space: spaces.Space[Any]) -> PolicyClass:
-        """:return: the policy class that was passed, or the one of that name if it suits the observations"""
-        if isinstance(policy, type):
-            return policy
-        if policy not in cls.policy_aliases:
-            raise ExportError(f"`policy` must be one of {sorted(cls.policy_aliases)}, got {short(policy)}")
-        if isinstance(observation_space, spaces.Dict) != policy.startswith("MultiInput"):
-            raise ExportError(f"`policy` must suit the observations, {short(observation_space)}, got {policy!r}")
-        return cls.policy_aliases[policy]  # type: ignore[return-value]
-
-    @classmethod
     def _decode_policy_kwargs(
         cls, described: dict[str, Any], policy_class: PolicyClass, is_own: bool, given: dict[str, Any]
     ) -> dict[str, Any]:
-        """
-        :return: arguments of the policy, of which some are given. If its class is an own one, those are not known that
-            the algorithm's policies do not have
-        """
+        """:return: arguments of the policy, of which some are given. Those of an own class may not be known here"""
         described = {name: value for name, value in described.items() if name not in given}
         arguments = arguments_of(next(iter(cls.policy_aliases.values())) if is_own else policy_class)
         kinds = dict.fromkeys(described, Any) if is_own else {}
@@ -321,15 +299,15 @@ class Exportable(OnPolicyAlgorithm):
         if isinstance(net_arch, dict) and not set(net_arch) <= {"pi", "vf"}:
             raise ExportError(f"`policy_kwargs.net_arch` must have the entries 'pi' and 'vf', got {short(net_arch)}")
         for layers in net_arch.values() if isinstance(net_arch, dict) else [net_arch]:
-            if len(layers) > MAX_LENGTH:
-                raise ExportError(f"`policy_kwargs.net_arch` must have at most {MAX_LENGTH} layers, got {len(layers)}")
+            if len(layers) > (limit := describing.MAX_LENGTH):
+                raise ExportError(f"`policy_kwargs.net_arch` must have at most {limit} layers, got {len(layers)}")
 
         # Arguments for the arguments that are classes
         for part, base in (("features_extractor", BaseFeaturesExtractor), ("optimizer", th.optim.Optimizer)):
             name = f"{part}_kwargs"
             default = getattr(arguments.get(f"{part}_class"), "default", None)
             receiver: Any = given.get(f"{part}_class", kwargs.get(f"{part}_class", default))
-            if kwargs.get(name) is not None and receiver in CLASSES[base].values():
+            if kwargs.get(name) is not None and receiver in describing.CLASSES[base].values():
                 kwargs[name] = decode_arguments(kwargs[name], annotations_of(receiver), f"policy_kwargs.{name}")
         return {**kwargs, **given}
 
@@ -343,17 +321,14 @@ class Exportable(OnPolicyAlgorithm):
         if n_bytes > MAX_RING_BYTES:
             raise ExportError(
                 f"the rollouts would take {n_bytes / 2**30:.3g} GiB of memory (n_rollouts={n_rollouts}, "
-                f"n_steps={self.n_steps}, {self.n_envs} environments). Pass `n_rollouts` and `n_steps` to allow for "
-                f"that, or to have it otherwise"
+                f"n_steps={self.n_steps}, {self.n_envs} environments). Pass `n_rollouts` and `n_steps` to allow it"
             )
 
 
 def load_vec_normalize(path: str | Path, venv: VecEnv) -> VecNormalize:
     """
-    Wrap environments with the statistics of an exported model, as ``VecNormalize.load`` does with a pickle.
-
-    For those who wrap them further, with ``VecFrameStack`` for instance. Otherwise
-    :meth:`~sb3_dapo.export.Exportable.load_exported` does it.
+    Wrap environments with the statistics of an exported model, as ``VecNormalize.load`` does with a pickle. For those
+    who wrap them further, as with ``VecFrameStack``; else :meth:`~sb3_dapo.export.Exportable.load_exported` does it.
 
     :param path: folder of the model
     :param venv: environments, as they were before ``VecNormalize`` in training
@@ -383,12 +358,11 @@ def vectorized(env: GymEnv | str) -> VecEnv:
 
 def _is_replaceable(folder: Path) -> bool:
     """:return: whether a path that exists is an exported model and nothing else, or an empty folder"""
-    if not folder.is_dir():
-        return False
-    others = {path.name for path in folder.iterdir()} - {files.DESCRIPTION, files.PARAMETERS, files.STATISTICS}
     try:
-        return not any(folder.iterdir()) or (not others and bool(_read_description(folder)))
-    except ExportError:
+        names = {path.name for path in folder.iterdir()}
+        known = {files.DESCRIPTION, files.PARAMETERS, files.STATISTICS}
+        return not names or (names <= known and bool(_read_description(folder)))
+    except (NotADirectoryError, ExportError):
         return False
 
 
@@ -400,7 +374,7 @@ def _describe_arguments(
     left_out: dict[str, Any] = {}
     for name in sorted(values, key=lambda name: name.endswith("_kwargs")):  # classes before what is passed to them
         try:
-            candidate = {**described, name: encode(values[name])}
+            candidate = {**described, name: describing.encode(values[name])}
             decode(files.parse_json(files.dump_json({"": candidate}))[""], left_out)
             described = candidate
         except ExportError:
@@ -415,16 +389,13 @@ def _read_description(folder: Path) -> Description:
     data = files.read_file(folder, files.DESCRIPTION, files.MAX_JSON_BYTES)
     with naming(files.DESCRIPTION):
         described = files.parse_json(data)
-        if not isinstance(described, dict) or described.get("format") != FORMAT:
-            raise ExportError(f"it does not describe a model of sb3-dapo: `format` must be {FORMAT!r}")
+        if not isinstance(described, dict) or described.get("format") != Description.format:
+            raise ExportError(f"it does not describe a model of sb3-dapo: `format` must be {Description.format!r}")
         format_version = described.get("format_version")
         if type(format_version) is not int or format_version < 1:
             raise ExportError(f"`format_version` must be an integer of at least 1, got {short(format_version)}")
         if format_version > FORMAT_VERSION:
-            raise ExportError(
-                f"its format has version {format_version}, but this sb3-dapo knows {FORMAT_VERSION} at most: a newer "
-                f"sb3-dapo is needed"
-            )
+            raise ExportError(f"its format has version {format_version}: a newer sb3-dapo is needed")
         description = Description(**decode_fields(described, get_type_hints(Description), ""))
         expected = [files.PARAMETERS] if description.vec_normalize is None else [files.PARAMETERS, files.STATISTICS]
         if sorted(description.sha256) != expected:
@@ -435,7 +406,8 @@ def _read_description(folder: Path) -> Description:
 def _check_not_exported(names: list[str], policy: object, kwargs: dict[str, Any]) -> None:
     """Ask for what the folder leaves out and was not passed."""
     given = {*kwargs, *(f"policy_kwargs.{name}" for name in kwargs.get("policy_kwargs") or {})}
-    missing = [name for name in names if name not in given and (name != "policy" or policy is None)]
+    given |= set() if policy is None else {"policy"}
+    missing = [name for name in names if name not in given]
     if missing:
         argument, _, key = missing[0].partition(".")
         example = f"{argument}={{{key!r}: ...}}" if key else f"{argument}=..."

@@ -96,10 +96,8 @@ def read_file(folder: Path, name: str, limit: int) -> bytes:
     except FileNotFoundError:
         raise ExportError(f"there is no {name}") from None
     if stat.S_ISLNK(mode):
-        raise ExportError(
-            f"{name} is a symbolic link, and might lead anywhere. Copy the file itself; from the Hugging Face Hub, "
-            f"download with snapshot_download(..., local_dir=...)"
-        )
+        advice = "Copy the file itself; from the Hugging Face Hub, download with snapshot_download(..., local_dir=...)"
+        raise ExportError(f"{name} is a symbolic link, and might lead anywhere. {advice}")
     if not stat.S_ISREG(mode):
         raise ExportError(f"{name} is not a file")
     with path.open("rb") as file:
@@ -126,7 +124,7 @@ def dump_json(value: dict[str, Any]) -> bytes:
 def parse_json(data: bytes) -> Any:
     """Parse JSON more strictly than Python: nothing twice, all numbers finite and short, and few levels."""
 
-    def to_number(text: str, kind: type[int] | type[float] = float) -> int | float:
+    def to_number(text: str, kind: Any = float) -> Any:
         number = kind(text) if len(text) <= MAX_DIGITS else math.inf
         if not math.isfinite(number) or (kind is int and not -(2**63) <= number < 2**64):
             raise ExportError(f"a number is too large, too long or not finite: {short(text)}")
@@ -138,13 +136,9 @@ def parse_json(data: bytes) -> Any:
             raise ExportError(f"an entry is there twice, among {short(sorted(entries))}")
         return entries
 
-    hooks: dict[str, Any] = {
-        "parse_int": lambda text: to_number(text, int),
-        "parse_float": to_number,
-        "parse_constant": to_number,
-    }
+    hooks: dict[str, Any] = {"parse_float": to_number, "parse_constant": to_number, "object_pairs_hook": to_dict}
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=to_dict, **hooks)
+        value = json.loads(data.decode("utf-8"), parse_int=lambda text: to_number(text, int), **hooks)
     except ExportError:
         raise
     except (ValueError, RecursionError) as error:
@@ -201,9 +195,7 @@ def check_tensors(file_name: str, tensors: Tensors, expected: Tensors) -> None:
     if missing or unknown:
         raise ExportError(f"{file_name} lacks tensors: {short(missing)}, and has others: {short(unknown)}")
     for name, wanted in sorted(expected.items()):
-        tensor, shape, dtype = tensors[name], wanted.shape, wanted.dtype
-        if tensor.shape != shape or tensor.dtype != dtype:
-            raise ExportError(
-                f"{file_name}: {short(name)} must be of shape {tuple(shape)} and {dtype}, "
-                f"got {short(tuple(tensor.shape))} and {tensor.dtype}"
-            )
+        (shape, dtype), found = ((tuple(tensor.shape), tensor.dtype) for tensor in (wanted, tensors[name]))
+        if found != (shape, dtype):
+            got = f"{short(found[0])} and {found[1]}"
+            raise ExportError(f"{file_name}: {short(name)} must be of shape {shape} and {dtype}, got {got}")

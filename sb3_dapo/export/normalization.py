@@ -19,10 +19,8 @@ SETTINGS = {name: kind for name, kind in annotations_of(VecNormalize).items() if
 class Normalization(NamedTuple):
     """What there is to know of a ``VecNormalize``."""
 
-    settings: dict[str, Any]
-    """By the names of its arguments."""
-    statistics: Tensors
-    """By name of a running mean and its part, such as "obs_rms.mean", all float64."""
+    settings: dict[str, Any]  # by the names of its arguments
+    statistics: Tensors  # by name of a running mean and its part, such as "obs_rms.mean", all float64
 
     @classmethod
     def of(cls, vec_normalize: VecNormalize | None) -> "Normalization | None":
@@ -30,10 +28,9 @@ class Normalization(NamedTuple):
         if vec_normalize is None:
             return None
         if type(vec_normalize) is not VecNormalize or is_vecenv_wrapped(vec_normalize.venv, VecNormalize):
-            raise ExportError(
-                f"the environment must be wrapped in VecNormalize itself, and once, got {type(vec_normalize).__name__}."
-                f" To export without the statistics, give the model another environment (`set_env`)"
-            )
+            advice = "To export without the statistics, give the model another environment (`set_env`)"
+            got = type(vec_normalize).__name__
+            raise ExportError(f"the environment must be wrapped in VecNormalize itself, and once, got {got}. {advice}")
         settings = {name: encode(getattr(vec_normalize, name)) for name in SETTINGS}
         return cls(settings, _statistics_of(vec_normalize))
 
@@ -62,9 +59,9 @@ class Normalization(NamedTuple):
                 mean, var, count = (self.statistics[f"{name}.{part}"].numpy() for part in ("mean", "var", "count"))
                 if mean.shape != np.shape(rms.mean):
                     raise ExportError(
-                        f"the statistics of VecNormalize are of shape {mean.shape}, the observations "
-                        f"of {np.shape(rms.mean)}. If VecNormalize comes before other wrappers, wrap the environment "
-                        f"in it yourself: sb3_dapo.export.load_vec_normalize(path, venv)"
+                        f"the statistics of VecNormalize are of shape {mean.shape}, the observations of "
+                        f"{np.shape(rms.mean)}. If it comes before other wrappers, use "
+                        f"sb3_dapo.export.load_vec_normalize(path, venv)"
                     )
                 rms.mean, rms.var, rms.count = mean.copy(), var.copy(), float(count)
         return vec_normalize
@@ -91,6 +88,7 @@ def _statistics_of(vec_normalize: VecNormalize) -> Tensors:
 
 def _running_means(vec_normalize: VecNormalize) -> dict[str, RunningMeanStd]:
     obs_rms: Any = vec_normalize.obs_rms if vec_normalize.norm_obs else {}
-    if not isinstance(obs_rms, dict):
-        return {"ret_rms": vec_normalize.ret_rms, "obs_rms": obs_rms}
-    return {"ret_rms": vec_normalize.ret_rms, **{f"obs_rms.{key}": rms for key, rms in obs_rms.items()}}
+    parts = (
+        {f"obs_rms.{key}": rms for key, rms in obs_rms.items()} if isinstance(obs_rms, dict) else {"obs_rms": obs_rms}
+    )
+    return {"ret_rms": vec_normalize.ret_rms, **parts}

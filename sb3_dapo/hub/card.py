@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sb3_dapo.hub.repository import CARD, RESULTS, client, read_description
+from sb3_dapo.hub.repository import CARD, RESULTS, client, foreign_module, read_description, requirement
 
 Scores = npt.NDArray[np.float64]  # (n_episodes,)
 
@@ -44,14 +44,10 @@ CITATION = """\
 class Evaluation(NamedTuple):
     """How well an agent plays, and how that was found out."""
 
-    scores: Scores
-    """Of whole episodes."""
-    is_deterministic: bool
-    """Whether the most likely actions were played."""
-    protocol: str
-    """What the scores are, in sentences."""
-    random_scores: Scores | None = None
-    """Scores of the uniform random policy, if it played as well."""
+    scores: Scores  # of whole episodes
+    is_deterministic: bool  # whether the most likely actions were played
+    protocol: str  # what the scores are, in sentences
+    random_scores: Scores | None = None  # of the uniform random policy, if it played as well
 
 
 def confidence_interval(scores: Scores) -> tuple[float, float]:
@@ -85,17 +81,13 @@ def write_results(folder: Path, evaluation: Evaluation) -> None:
 def write_card(folder: Path, card: str, env_id: str | None, evaluation: Evaluation | None) -> None:
     """Write the model card into a folder that has an exported model, with metadata before its text."""
     (folder / CARD).write_text(card, encoding="utf-8")
-    client().metadata_save(folder / CARD, metadata(read_description(folder)["algorithm"], env_id, evaluation))
-
-
-def metadata(algorithm: str, env_id: str | None, evaluation: Evaluation | None) -> dict[str, Any]:
-    """:return: what the Hub and its leaderboards read of a model card, in the form that huggingface_sb3 gives it"""
+    # What the Hub and its leaderboards read of a model card, in the form that huggingface_sb3 gives it
     tags = ["deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3"]
     tags += ["sb3-dapo", "divergence-augmented-policy-optimization"]
     data: dict[str, Any] = {"library_name": "stable-baselines3", "tags": [env_id, *tags] if env_id else tags}
     if env_id is not None and evaluation is not None:
         data |= client().metadata_eval_result(
-            model_pretty_name=algorithm,
+            model_pretty_name=read_description(folder)["algorithm"],
             task_pretty_name="reinforcement-learning",
             task_id="reinforcement-learning",
             metrics_pretty_name="mean_reward",
@@ -104,7 +96,7 @@ def metadata(algorithm: str, env_id: str | None, evaluation: Evaluation | None) 
             dataset_pretty_name=env_id,
             dataset_id=env_id,
         )
-    return data
+    client().metadata_save(folder / CARD, data)
 
 
 # --- text ---------------------------------------------------------------------------------------------
@@ -118,15 +110,7 @@ def model_card(
     settings: str,
     figures: str = "",
 ) -> str:
-    """
-    :param description: of the exported model, the contents of its ``model.json``
-    :param env_id: environment, if it is known
-    :param evaluation: of the agent, if there is one
-    :param usage: section on how to use it
-    :param settings: section on how it was trained
-    :param figures: pictures that belong to the score, if there are any
-    :return: the card, without metadata
-    """
+    """:return: the card, without metadata, of sections on how to use the model and how it was trained, and pictures"""
     algorithm = description["algorithm"]
     versions = ", ".join(f"{name} {version}" for name, version in description["versions"].items())
     sections = [
@@ -146,12 +130,13 @@ def score_section(evaluation: Evaluation | None) -> str:
     """:return: section with the score, its interval and the protocol"""
     if evaluation is None:
         return "## Score\n\nNo evaluation was made when this agent was uploaded."
-    rows = [_score_row("this agent", evaluation.scores)]
-    if evaluation.random_scores is not None:
-        rows.append(_score_row("uniform random policy", evaluation.random_scores))
-    choice = "plays its most likely action (deterministic)"
-    if not evaluation.is_deterministic:
-        choice = "draws its actions from its policy (stochastic)"
+    rows = []
+    for name, scores in (("this agent", evaluation.scores), ("uniform random policy", evaluation.random_scores)):
+        if scores is not None:
+            interval = "{:.2f} to {:.2f}".format(*confidence_interval(scores)) if len(scores) > 1 else "-"
+            rows.append(f"| {name} | {scores.mean():.2f} | {interval} | {scores.std():.2f} | {len(scores)} |")
+    choices = ("draws its actions from its policy (stochastic)", "plays its most likely action (deterministic)")
+    choice = choices[evaluation.is_deterministic]
     table = "\n".join(rows)
     return f"""\
 ## Score
@@ -164,14 +149,9 @@ def score_section(evaluation: Evaluation | None) -> str:
 one agent; agents of other training runs may differ by more."""
 
 
-def _score_row(name: str, scores: Scores) -> str:
-    interval = "{:.2f} to {:.2f}".format(*confidence_interval(scores)) if len(scores) > 1 else "-"
-    return f"| {name} | {scores.mean():.2f} | {interval} | {scores.std():.2f} | {len(scores)} |"
-
-
-def python_section(description: dict[str, Any], code: str, requirement: str, module: str) -> str:
+def python_section(description: dict[str, Any], code: str, env_id: str | None, *extras: str) -> str:
     """:return: section on how to use the agent: what pip installs, a program, and a module that pip does not install"""
-    notes = ""
+    notes, module = "", foreign_module(env_id)
     if module:
         notes += f"\n\nThe environment comes from the Python module `{module}`, which must be installed as well."
     names = sorted({name.partition(".")[0] for name in description["not_exported"]})
@@ -182,7 +162,7 @@ def python_section(description: dict[str, Any], code: str, requirement: str, mod
 ## Use it
 
 ```sh
-pip install "{requirement}"
+pip install "{requirement(env_id, *extras)}"
 ```
 
 ```python

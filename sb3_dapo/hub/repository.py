@@ -40,9 +40,9 @@ def client() -> Any:
 
 def upload(api: Any, repo_id: str, folder: Path, commit_message: str) -> Any:
     """Upload by the Hub's client what a repository shall hold, and return what it says of the commit."""
-    unzipped = f"{repo_id.split('/')[-1]}/*"
+    patterns = [*GENERATED, f"{repo_id.split('/')[-1]}/*"]
     return api.upload_folder(
-        repo_id=repo_id, folder_path=folder, commit_message=commit_message, delete_patterns=[*GENERATED, unzipped]
+        repo_id=repo_id, folder_path=folder, commit_message=commit_message, delete_patterns=patterns
     )
 
 
@@ -69,33 +69,30 @@ def copied_export(folder: Path, repo_id: str) -> Iterator[Path]:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """:return: the description of an own exported model, in a folder with what a repository shall hold"""
-    description: dict[str, Any] = json.loads((folder / EXPORT / DESCRIPTION).read_text())
-    return description
+    return dict(json.loads((folder / EXPORT / DESCRIPTION).read_text()))
 
 
 # --- the environment ----------------------------------------------------------------------------------
 
 
-class _PlainSpec(type):
-    def __instancecheck__(cls, env: object) -> bool:
+class PlainSpec:
+    """
+    ``env_is_wrapped(PlainSpec())`` tells whether a ``spec`` can be sent from one process to another: a
+    ``SubprocVecEnv`` would lose a worker that is asked for one that cannot.
+    """
+
+    def __instancecheck__(self, env: Any) -> bool:
         try:
-            pickle.dumps(env.spec)  # type: ignore[attr-defined]
+            return bool(pickle.dumps(env.spec))
         except Exception:
             return False
-        return True
-
-
-class PlainSpec(metaclass=_PlainSpec):
-    """
-    Wrappers whose ``spec`` can be sent from one process to another are instances of this. A ``SubprocVecEnv`` answers
-    ``env_is_wrapped(PlainSpec)`` where it would lose its worker by asking that for a ``spec`` that cannot be sent.
-    """
 
 
 def find_env_id(env: VecEnv | None) -> str | None:
     """:return: what ``gymnasium.make`` calls an environment, which may be closed; None if that is not known"""
     try:
-        if env is None or (isinstance(env.unwrapped, SubprocVecEnv) and not env.env_is_wrapped(PlainSpec, 0)[0]):  # type: ignore[arg-type]
+        is_remote = env is not None and isinstance(env.unwrapped, SubprocVecEnv)
+        if env is None or (is_remote and not env.env_is_wrapped(PlainSpec(), 0)[0]):  # type: ignore[arg-type]
             return None
         return str(env.get_attr("spec", 0)[0].id)
     except Exception:  # whatever comes of an environment that is closed, or knows no such attribute

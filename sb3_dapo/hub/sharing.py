@@ -9,7 +9,7 @@ import pickle
 import tempfile
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -19,24 +19,12 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize, is_vecenv_wrapped
 
+import sb3_dapo.hub.card as card
+import sb3_dapo.hub.repository as repository
 from sb3_dapo.arguments import check_int
 from sb3_dapo.export import STATISTICS, Exportable, load_vec_normalize
 from sb3_dapo.export.exporting import vectorized
-from sb3_dapo.hub.card import Evaluation, model_card, python_section, settings_section, write_card, write_results
-from sb3_dapo.hub.repository import (
-    EXPORT,
-    EXPORT_FILES,
-    METRICS,
-    STATISTICS_PICKLE,
-    client,
-    copied_export,
-    entry_point,
-    find_env_id,
-    foreign_module,
-    read_description,
-    requirement,
-    upload,
-)
+from sb3_dapo.hub.repository import EXPORT, METRICS, STATISTICS_PICKLE, client
 
 SelfHubModel = TypeVar("SelfHubModel", bound="HubModel")
 
@@ -44,6 +32,8 @@ SelfHubModel = TypeVar("SelfHubModel", bound="HubModel")
 class HubModel(Exportable):
     """An algorithm whose models can be uploaded to the Hugging Face Hub, and downloaded from there."""
 
+    extras: ClassVar[tuple[str, ...]] = ()
+    """Those of this package that its models need."""
     _known_env: tuple[VecEnv | None, str | None] = (None, None)  # and its id, which it does not tell once it is closed
 
     def push_to_hub(
@@ -90,16 +80,16 @@ class HubModel(Exportable):
             if eval_env is not None:
                 env = vectorized(eval_env)
                 evaluation = evaluate(self, env, folder / EXPORT, n_eval_episodes, deterministic)
-                write_results(folder, evaluation)
-                env_id = find_env_id(env) or env_id
-            description = read_description(folder)
+                card.write_results(folder, evaluation)
+                env_id = repository.find_env_id(env) or env_id
+            description = repository.read_description(folder)
             code = program(type(self), repo_id, env_id, folder)
-            usage = python_section(description, code, requirement(env_id), foreign_module(env_id))
-            card = model_card(description, env_id, evaluation, usage, settings_section(description))
-            write_card(folder, card, env_id, evaluation)
+            usage = card.python_section(description, code, env_id, *self.extras)
+            text = card.model_card(description, env_id, evaluation, usage, card.settings_section(description))
+            card.write_card(folder, text, env_id, evaluation)
             # Whatever can fail on this machine has not failed
             url = api.create_repo(repo_id, private=private, exist_ok=True)
-            upload(api, url.repo_id, folder, message)
+            repository.upload(api, url.repo_id, folder, message)
         return str(url)
 
     @classmethod
@@ -131,36 +121,31 @@ class HubModel(Exportable):
         :return: the model
         :raises ValueError: if the repository holds no such model, or something in it, or the environment, does not fit
         """
-        patterns = ["*.zip", STATISTICS_PICKLE] if trust_pickle else [f"{EXPORT}/{name}" for name in EXPORT_FILES]
-        snapshot = client().snapshot_download(
-            repo_id,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            allow_patterns=patterns,
-            ignore_patterns=[METRICS, "*/*.zip"],
-        )
+        exported = [f"{EXPORT}/{name}" for name in repository.EXPORT_FILES]
+        patterns = {
+            "allow_patterns": ["*.zip", STATISTICS_PICKLE] if trust_pickle else exported,
+            "ignore_patterns": [METRICS, "*/*.zip"],
+        }
+        download = client().snapshot_download
+        snapshot = Path(download(repo_id, revision=revision, token=token, cache_dir=cache_dir, **patterns))
         if trust_pickle:
-            return cls._load_pickles(repo_id, Path(snapshot), env, device=device, **kwargs)
-        with copied_export(Path(snapshot), repo_id) as folder:
+            return cls._load_pickles(repo_id, snapshot, env, device=device, **kwargs)
+        with repository.copied_export(snapshot, repo_id) as folder:
             return cls.load_exported(folder, env, device, **kwargs)
 
     @classmethod
     def _load_pickles(
         cls: type[SelfHubModel], repo_id: str, folder: Path, env: GymEnv | str | None, **kwargs: Any
     ) -> SelfHubModel:
-        """As :meth:`from_pretrained`, of the pickles in a folder that was downloaded."""
         names = sorted(path.name for path in folder.glob("*.zip") if path.name != METRICS)
         if len(names) != 1:
             raise ValueError(
                 f"with `trust_pickle=True`, `repo_id` must name a repository with one zip file of a model, got "
                 f"{repo_id!r}, which has {names or 'none'}"
             )
-        venv = None if env is None else vectorized(env)
-        vec_normalize = None
+        venv, vec_normalize = None if env is None else vectorized(env), None
         if (folder / STATISTICS_PICKLE).is_file() and (venv is None or not is_vecenv_wrapped(venv, VecNormalize)):
-            with (folder / STATISTICS_PICKLE).open("rb") as file:
-                vec_normalize = pickle.load(file)
+            vec_normalize = pickle.loads((folder / STATISTICS_PICKLE).read_bytes())
             vec_normalize.training = False
             if venv is not None:
                 vec_normalize.set_venv(venv)
@@ -169,6 +154,13 @@ class HubModel(Exportable):
             kwargs["_vec_normalize_env"] = vec_normalize
         return cls.load(folder / names[0], env=venv, **kwargs)
 
+    def predictor_for(self, env: VecEnv) -> Any:
+        """
+        :param env: environments to play in
+        :return: what plays in them: the model, or what gives its ``predict`` more than SB3 does
+        """
+        return self
+
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         self._env_id()
         return super()._setup_learn(*args, **kwargs)
@@ -176,35 +168,34 @@ class HubModel(Exportable):
     def _env_id(self) -> str | None:
         """:return: what ``gymnasium.make`` calls the model's environment, asked for once, if that is known"""
         if self._known_env[0] is not self.env:
-            self._known_env = (self.env, find_env_id(self.env))
+            self._known_env = (self.env, repository.find_env_id(self.env))
         return self._known_env[1]
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_known_env"]
 
 
-def evaluate(model: HubModel, env: VecEnv, exported: Path, n_episodes: int, deterministic: bool) -> Evaluation:
+def evaluate(model: HubModel, env: VecEnv, exported: Path, n_episodes: int, deterministic: bool) -> card.Evaluation:
     """:return: the scores in an environment, with the statistics of the exported model if there are any"""
     if (exported / STATISTICS).is_file() and not is_vecenv_wrapped(env, VecNormalize):
         env = load_vec_normalize(exported, env)
         env.norm_reward = False
-    scores, _ = evaluate_policy(model, env, n_episodes, deterministic, return_episode_rewards=True, warn=False)
+    player = model.predictor_for(env)
+    scores, _ = evaluate_policy(player, env, n_episodes, deterministic, return_episode_rewards=True, warn=False)
     is_monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
     rewards = "as its `Monitor` counts them" if is_monitored else "as they are after all of its wrappers"
     protocol = f"A score is the sum of the rewards of a whole episode, {rewards}."
-    return Evaluation(np.array(scores), deterministic, protocol)
+    return card.Evaluation(np.array(scores), deterministic, protocol)
 
 
 def program(cls: type[HubModel], repo_id: str, env_id: str | None, folder: Path) -> str:
-    """
-    :return: program that loads a model of the class, and plays if nothing but the name of its environment is needed for
-        that, which is tried with the exported model in the folder
-    """
+    """:return: program that loads a model, and plays if that needs the environment's name alone, which is tried here"""
     name, package = cls.__name__, cls.__module__.partition(".")[0]
     is_public = getattr(import_module(package), name, None) is cls
     own_import = f"from {package if is_public else cls.__module__} import {name}"
     imports, env, play = "", "", "print(model.observation_space, model.action_space)"
-    if entry_point(env_id).startswith("gymnasium."):
+    is_playable = cls.predictor_for is HubModel.predictor_for
+    if repository.entry_point(env_id).startswith("gymnasium.") and is_playable:
         try:
             cls.load_exported(folder / EXPORT, env_id, device="cpu")
         except (ValueError, gym.error.Error):

@@ -17,6 +17,7 @@ from huggingface_sb3 import EnvironmentName
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -24,10 +25,20 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, unwrap_vec_normalize
 
+from sb3_dapo import DAPO
 from sb3_dapo.cli import DEFAULT_ALGO
+from sb3_dapo.maskable.acting import choice_sizes
 from sb3_dapo.zoo.exp_manager import ExperimentManager, read_statistics
-from sb3_dapo.zoo.parsers import BEST_MODEL, CHECKPOINT_PREFIX, Assignments, agent_parser, positive
-from sb3_dapo.zoo.runs import check_env, checkpoint_steps, import_packages, read_config, read_train_args
+from sb3_dapo.zoo.parsers import (
+    BEST_MODEL,
+    CHECKPOINT_PREFIX,
+    add_env_arguments,
+    agent_parser,
+    check_env,
+    checkpoint_steps,
+    positive,
+    read_saved,
+)
 
 Scores = npt.NDArray[np.float64]  # (n_episodes,)
 
@@ -38,6 +49,7 @@ class Agent:
 
     env: EnvironmentName
     algo: str  # its name in the Zoo
+    algo_class: type[BaseAlgorithm]
     folder: Path  # of the run
     model_path: Path
     config: dict[str, Any]  # hyperparameters as they were given
@@ -53,18 +65,12 @@ class Agent:
         env, folder = args.env, args.run_path
         hyperparams, _ = get_saved_hyperparams(str(folder / env), test_mode=True)
         hyperparams.pop("env_kwargs", None)
-        config, train_args = read_config(folder, env), read_train_args(folder, env)
-        env_kwargs = train_args.get("env_kwargs") or config.get("env_kwargs") or {}
+        config, train_args = read_saved(folder, env, "config"), read_saved(folder, env, "args")
+        env_kwargs = {**(train_args.get("env_kwargs") or config.get("env_kwargs") or {}), **args.env_kwargs}
         is_stochastic = ExperimentManager.is_atari(env.gym_id) or ExperimentManager.is_minigrid(env.gym_id)
-        env_kwargs = {**env_kwargs, **(args.env_kwargs or {})}
         is_deterministic = not args.stochastic and (args.deterministic or not is_stochastic)
         run = (folder, args.model_path, config, hyperparams, train_args)
-        return cls(env, args.algo, *run, env_kwargs, is_deterministic)
-
-    @property
-    def algo_class(self) -> type[BaseAlgorithm]:
-        """Its class."""
-        return ALGOS[self.algo]
+        return cls(env, args.algo, ALGOS[args.algo], *run, env_kwargs, is_deterministic)
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -78,9 +84,8 @@ class Agent:
 
     def make_env(self, args: argparse.Namespace, **env_kwargs: Any) -> VecEnv:
         """The environment that it was trained in, with the statistics of `VecNormalize` that belong to it."""
-        kwargs, params_path = {**self.env_kwargs, **env_kwargs}, str(self.folder / self.env)
-        named = (self.env.gym_id, self.hyperparams, kwargs, args.n_envs, args.seed, params_path)
-        return make_env(*named, model_path=self.model_path)
+        settings = (self.env.gym_id, self.hyperparams, {**self.env_kwargs, **env_kwargs}, args.n_envs, args.seed)
+        return make_env(*settings, str(self.folder / self.env), model_path=self.model_path)
 
     def load(self, args: argparse.Namespace, env: VecEnv) -> BaseAlgorithm:
         """Its model, to play in `env`."""
@@ -109,11 +114,9 @@ def make_env(
     The Zoo's `create_test_env`, without a window, and with the statistics of the model that will play, by default the
     run's last. Without `stats_path`, the folder of the run's hyperparameters, neither normalized nor stacked.
     """
-    kwargs = {"should_render": False, "vec_env_cls": DummyVecEnv, **kwargs}
+    kwargs = {"should_render": False, "vec_env_cls": DummyVecEnv, "env_kwargs": env_kwargs, **kwargs}
     # The Zoo empties the hyperparameters
-    env = create_test_env(
-        env_id, n_envs, None, seed, hyperparams=deepcopy(hyperparams), env_kwargs=env_kwargs, **kwargs
-    )
+    env = create_test_env(env_id, n_envs, None, seed, hyperparams=deepcopy(hyperparams), **kwargs)
     if stats_path is not None and hyperparams.get("normalize"):
         print("Loading running average")
         statistics = read_statistics(Path(stats_path), model_path)
@@ -126,21 +129,34 @@ def make_env(
 
 
 class RandomPolicy:
-    """Uniform random actions in an action space, with the interface of a trained model."""
+    """Uniform random actions in an action space, of those that masks allow, with the interface of a trained model."""
 
-    def __init__(self, action_space: gym.Space[Any], seed: int) -> None:
-        self.action_space = action_space
+    def __init__(self, action_space: gym.Space[Any], seed: int, masking_env: VecEnv | None = None) -> None:
+        self.action_space, self.masking_env = action_space, masking_env
         self.action_space.seed(seed)
 
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[npt.NDArray[Any], None]:
         """An action for each environment, whatever it observes."""
         first = next(iter(observation.values())) if isinstance(observation, dict) else observation
+        if self.masking_env is not None:
+            return np.array([self._sample(mask) for mask in get_action_masks(self.masking_env)]), None
         return np.array([self.action_space.sample() for _ in range(len(first))]), None
+
+    def _sample(self, mask: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """An action that a mask allows."""
+        choices = np.split(mask.ravel(), np.cumsum(choice_sizes(self.action_space))[:-1])
+        action = [self.action_space.np_random.choice(np.flatnonzero(allowed)) for allowed in choices]
+        return np.reshape(action, self.action_space.shape)  # type: ignore[arg-type]
+
+
+def player(model: Any, env: VecEnv) -> Any:
+    """What plays in an environment: the model, or for one of this package, what it plays there by."""
+    return model.predictor_for(env) if isinstance(model, DAPO) else model
 
 
 def evaluate(model: PolicyPredictor, env: VecEnv, n_episodes: int, deterministic: bool) -> Scores:
     """Play whole games and close the environment. `Monitor` lies inside all wrappers: the scores are the game's own."""
-    scores, _ = evaluate_policy(model, env, n_episodes, deterministic=deterministic, return_episode_rewards=True)
+    scores, _ = evaluate_policy(player(model, env), env, n_episodes, deterministic, return_episode_rewards=True)
     env.close()
     return np.array(scores)
 
@@ -152,25 +168,20 @@ def summary(scores: Scores) -> str:
 
 def random() -> None:
     """The command `sb3-dapo random`."""
-    parser = argparse.ArgumentParser(
-        description="Score of a uniform random policy over whole games, under the same wrappers as `enjoy`."
-    )
+    text = "Score of a uniform random policy over whole games, under the same wrappers as `enjoy`."
+    parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--env", help="environment ID", type=EnvironmentName, default="CartPole-v1")
     parser.add_argument("-n", "--n-episodes", help="number of episodes (default: 20)", type=positive, default=20)
-    parser.add_argument("--seed", help="random generator seed (default: 0)", type=int, default=0)
-    parser.add_argument("--n-envs", help="number of environments (default: 1)", type=positive, default=1)
     parser.add_argument("--algo", help="use this algorithm's wrappers", default=DEFAULT_ALGO, choices=list(ALGOS))
     parser.add_argument("-conf", "--conf-file", help="use the wrappers in this hyperparameter file")
-    parser.add_argument("--env-kwargs", help="arguments for the environment", nargs="+", action=Assignments, default={})
-    parser.add_argument("--gym-packages", help="packages that register environments", nargs="+", default=[])
+    add_env_arguments(parser)
     args = parser.parse_args()
-    import_packages(args.gym_packages)
-    check_env(args.env.gym_id)
-
-    hyperparams = read_hyperparameters(args.algo, args.env.gym_id, args.conf_file)
+    env_id = args.env.gym_id
+    check_env(env_id, args.gym_packages)
+    hyperparams = read_hyperparameters(args.algo, env_id, args.conf_file)
     env_kwargs = {**hyperparams.pop("env_kwargs", {}), **args.env_kwargs}
-    scores = random_scores(args.env.gym_id, hyperparams, env_kwargs, args.n_envs, args.seed, args.n_episodes)
-    print(f"Random policy on {args.env.gym_id}: {summary(scores)}")
+    scores = random_scores(env_id, hyperparams, env_kwargs, args.n_envs, args.seed, args.n_episodes)
+    print(f"Random policy on {env_id}: {summary(scores)}")
 
 
 def read_hyperparameters(algo: str, env_id: str, config: str | None) -> dict[str, Any]:
@@ -187,16 +198,14 @@ def random_scores(
     """Scores of the uniform random policy in whole games, under the wrappers of some hyperparameters."""
     set_random_seed(seed)
     env = make_env(env_id, hyperparams, env_kwargs, n_envs, seed)
-    return evaluate(RandomPolicy(env.action_space, seed), env, n_episodes, deterministic=False)
+    policy = RandomPolicy(env.action_space, seed, env if is_masking_supported(env) else None)
+    return evaluate(policy, env, n_episodes, deterministic=False)
 
 
 def report() -> None:
     """The command `sb3-dapo report`."""
-    parser = agent_parser(
-        "Play whole games with a trained agent, compare its score with the uniform random policy's, and draw its "
-        "learning curve from the evaluations made during training.",
-        n_envs=8,
-    )
+    text = "Play whole games with a trained agent, compare its score with the uniform random policy's, and draw its "
+    parser = agent_parser(f"{text}learning curve from the evaluations made during training.", n_envs=8)
     parser.add_argument("-n", "--n-episodes", help="number of episodes (default: 20)", type=positive, default=20)
     args = parser.parse_args()
     agent = Agent.of(args)
@@ -206,17 +215,14 @@ def report() -> None:
     scores = evaluate(model, env, args.n_episodes, agent.is_deterministic)
     random = random_scores(env_id, agent.hyperparams, agent.env_kwargs, args.n_envs, args.seed, args.n_episodes)
 
-    name = args.algo.upper()
-    curve = learning_curve(agent.folder, f"{name} on {env_id}", scores, random, model.num_timesteps)
-    curve_path = agent.folder / "learning_curve.png"
-    curve.savefig(curve_path, dpi=150)
-
+    name, curve = args.algo.upper(), agent.folder / "learning_curve.png"
+    save_learning_curve(curve, agent.folder, f"{name} on {env_id}", scores, random, model.num_timesteps)
     named = f"--algo {args.algo} --env {env_id} -f {args.folder}{agent.kind[1]}"
     print(f"\n{env_id} after {model.num_timesteps:,} steps, score of whole games")
     print(f"  {name:15} {summary(scores)}")
     print(f"  {'random policy':15} {summary(random)}")
     print(f"\n  {'model':15} {agent.model_path}")
-    print(f"  {'learning curve':15} {curve_path}")
+    print(f"  {'learning curve':15} {curve}")
     if agent.train_args.get("tensorboard_log"):
         print(f"  {'TensorBoard':15} {program('tensorboard')} --logdir {agent.train_args['tensorboard_log']}")
     print("\nWatch it play:")
@@ -239,17 +245,16 @@ def draw_evaluations(axes: Axes, run_path: Path, label: str) -> None:
         axes.fill_between(steps, mean - std, mean + std, alpha=0.2, color=line.get_color())
 
 
-def learning_curve(log_path: Path, title: str, scores: Scores, random: Scores, num_timesteps: int) -> Figure:
-    """The score in the evaluations during training, this agent's, and the random policy's."""
+def save_learning_curve(file: Path, run: Path, title: str, scores: Scores, random: Scores, num_timesteps: int) -> None:
+    """Draw the score in the evaluations during training, this agent's, and the random policy's."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    draw_evaluations(axes, log_path, "evaluation during training")
-    axes.errorbar(
-        num_timesteps, scores.mean(), scores.std(), marker="s", capsize=4, label=f"this agent, {len(scores)} episodes"
-    )
+    draw_evaluations(axes, run, "evaluation during training")
+    label = f"this agent, {len(scores)} episodes"
+    axes.errorbar(num_timesteps, scores.mean(), scores.std(), marker="s", capsize=4, label=label)
     axes.axhline(random.mean(), color="grey", linestyle="--", label="uniform random policy")
     axes.set(title=title, xlabel="Timesteps", ylabel="Score", xlim=(0, None))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend()
-    return figure
+    figure.savefig(file, dpi=150)

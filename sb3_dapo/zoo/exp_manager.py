@@ -33,9 +33,16 @@ from sb3_dapo.arguments import SCHEDULED, arguments_of
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until, vec_normalize_of
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
-from sb3_dapo.zoo.parsers import ACTOR_OPTIONS, BEST_MODEL, CHECKPOINT_PREFIX
+from sb3_dapo.zoo.parsers import (
+    ACTOR_OPTIONS,
+    BEST_MODEL,
+    CHECKPOINT_PREFIX,
+    check_env,
+    checkpoint_steps,
+    no_frameskip_id,
+    read_saved,
+)
 from sb3_dapo.zoo.registration import CONF_FILES
-from sb3_dapo.zoo.runs import checkpoint_steps, import_packages, no_frameskip_id, read_config
 
 # Arguments that the Zoo gives to every algorithm itself
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
@@ -43,12 +50,12 @@ GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_mod
 NATIVE_WRAPPER_KWARGS = {"noop_max", "frame_skip", "screen_size", "terminal_on_life_loss", "clip_reward"}
 NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
 
-# File in the folder of a run that says where its TensorBoard log is, as the Zoo numbers the two independently
-TENSORBOARD_FILE = "tensorboard.txt"
-# File there with the training episodes
-EPISODES_FILE = "episodes.csv"
+# Files in the folder of a run: where its TensorBoard log is, as the Zoo numbers the two independently; the episodes
+TENSORBOARD_FILE, EPISODES_FILE = "tensorboard.txt", "episodes.csv"
 # File beside the Zoo's statistics of VecNormalize, which those of the run's end replace
 BEST_STATISTICS = "best_vecnormalize.pkl"
+# File beside config.yml with steps and hyperparameters of the checkpoint that a run was resumed from last
+BEFORE_RESUME = "config_before_resume"
 
 # Arguments that the Zoo takes for noise, and gives to the algorithm as `action_noise`
 NOISE = {"noise_type", "noise_std"}
@@ -57,11 +64,6 @@ FIXED_BY_CHECKPOINT = (
     *("policy", "policy_kwargs", "use_sde", "n_envs", "n_steps", "n_rollouts"),
     *("optimize_memory_usage", "rollout_buffer_class", "rollout_buffer_kwargs", "stats_window_size"),
 )
-
-
-def conf_file(algo: str) -> str | None:
-    """Path of an algorithm's hyperparameter file, None for the Zoo's own algorithms."""
-    return CONF_FILES.get(algo)
 
 
 def parse_schedule(name: str, text: str) -> SimpleLinearSchedule | Controller:
@@ -74,10 +76,8 @@ def parse_schedule(name: str, text: str) -> SimpleLinearSchedule | Controller:
         return kinds[kind](float(number))
     except (KeyError, ValueError) as error:
         allowed = ", ".join(f"{kind}_x" for kind in kinds)
-        raise ValueError(
-            f"`{name}` must be a number or {allowed}, got {text!r} "
-            f"(YAML reads 1e-3 as text: write 0.001 or !!float 1e-3)"
-        ) from error
+        hint = "YAML reads 1e-3 as text: write 0.001 or !!float 1e-3"
+        raise ValueError(f"`{name}` must be a number or {allowed}, got {text!r} ({hint})") from error
 
 
 def check_keywords(algo_class: type, names: set[str], source: str) -> None:
@@ -86,10 +86,8 @@ def check_keywords(algo_class: type, names: set[str], source: str) -> None:
     for name in sorted(names - allowed):
         close = difflib.get_close_matches(name, allowed, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(
-            f"{algo_class.__name__} has no hyperparameter {name!r} (in {source}); "
-            f"{hint}allowed are {', '.join(sorted(allowed))}"
-        )
+        hint += f"allowed are {', '.join(sorted(allowed))}"
+        raise ValueError(f"{algo_class.__name__} has no hyperparameter {name!r} (in {source}); {hint}")
 
 
 def atari_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any] | None:
@@ -110,8 +108,8 @@ def changes(algo_class: type, old: dict[str, Any], new: dict[str, Any]) -> list[
     for name in changed:
         before, after = pairs[name]
         if name in FIXED_BY_CHECKPOINT:
-            reason = "as the checkpoint depends on it"
-            raise ValueError(f"`{name}` cannot change with `--resume`, {reason}: it must be {before!r}, got {after!r}")
+            needed = f"it must be {before!r}, got {after!r}"
+            raise ValueError(f"`{name}` cannot change with `--resume`, as the checkpoint depends on it: {needed}")
         print(f"Resuming with {name}: {after!r} instead of {before!r}")
     return changed
 
@@ -119,11 +117,8 @@ def changes(algo_class: type, old: dict[str, Any], new: dict[str, Any]) -> list[
 def keep_monitor_files(run_path: Path, steps: int) -> list[tuple[Path, Path]]:
     """Rename the files of `Monitor`, so that new ones can be written; returns old and new paths."""
     number = len({path.name.split("_")[1] for path in run_path.glob("before_*.monitor.csv")}) + 1
-    renamed = []
-    for path in run_path.glob("[0-9]*.monitor.csv"):
-        renamed.append((path, path.with_name(f"before_{number}_{CHECKPOINT_PREFIX}_{steps}_steps_{path.name}")))
-        path.rename(renamed[-1][1])
-    return renamed
+    prefix = f"before_{number}_{CHECKPOINT_PREFIX}_{steps}_steps_"
+    return [(path, path.rename(path.with_name(prefix + path.name))) for path in [*run_path.glob("[0-9]*.monitor.csv")]]
 
 
 def read_tensorboard_path(run_path: str | Path) -> str:
@@ -156,40 +151,40 @@ def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
         own = path
     if not own.is_file():
         raise ValueError(f"there are no statistics of VecNormalize for {model_path}: {own} does not exist")
-    with own.open("rb") as file:
-        read: VecNormalize = pickle.load(file)
+    read: VecNormalize = pickle.loads(own.read_bytes())
     return read
 
 
 def create_in_actor(manager: "ExperimentManager", n_envs: int, seed: int) -> VecEnv:
     """The environments of an actor, which only the learner keeps a log of."""
-    import_packages(vars(manager.args).get("gym_packages", ()))
+    check_env(manager.env_name.gym_id, vars(manager.args).get("gym_packages", ()))
     manager.seed = seed
     return manager.create_envs(n_envs, no_log=True)
 
 
-class RunCallback(BaseCallback):
-    """Does something in the folder of a run."""
+class RunLog(BaseCallback):
+    """
+    Writes down where a run's TensorBoard log is, and when each episode ended, which `Monitor` does not know: it counts
+    frames, and those of whole episodes only. Of a resumed run, what came after the checkpoint is taken out of both.
+    """
 
     def __init__(self, run_path: str) -> None:
         super().__init__()
-        self.run_path = run_path
-
-    def _on_step(self) -> bool:
-        return True
-
-
-class EpisodeLog(RunCallback):
-    """
-    Writes down when each training episode ended, which `Monitor` does not know: it counts frames, and the steps of
-    whole episodes only. Of a resumed run, what came after the checkpoint is taken out.
-    """
+        self.run_path, self.path = run_path, Path(run_path, EPISODES_FILE)
 
     def _on_training_start(self) -> None:
-        self.path = Path(self.run_path, EPISODES_FILE)
         header, *rows = self.path.read_text().splitlines() if self.path.is_file() else ["timesteps,score,length"]
         kept = [row for row in rows if int(row.split(",")[0]) <= self.model.num_timesteps]
         self.path.write_text("\n".join([header, *kept, ""]))
+        outputs = [output for output in self.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
+        if outputs:
+            # Relative to the run, so that the folder of all logs may be moved
+            path = os.path.relpath(str(self.logger.dir), self.run_path)
+            Path(self.run_path, TENSORBOARD_FILE).write_text(f"{path}\n")
+        for output in outputs if self.model.num_timesteps > 0 else ():
+            # TensorBoard then leaves out what was logged after the checkpoint, before the run was interrupted
+            start = Event(session_log=SessionLog(status=SessionLog.START))
+            output.writer._get_file_writer().add_event(start, self.model.num_timesteps + 1)
 
     def _on_step(self) -> bool:
         episodes = [episode for info in self.locals.get("infos") or () if (episode := episode_of(info)) is not None]
@@ -209,21 +204,6 @@ class BestStatistics(SaveVecNormalizeCallback):
         return bool(super()._on_step())
 
 
-class TensorBoardFolder(RunCallback):
-    """Writes down which TensorBoard log belongs to a run, and in a resumed run's what is no longer true."""
-
-    def _on_training_start(self) -> None:
-        # Relative to the run, so that the folder of all logs may be moved
-        path = os.path.relpath(str(self.logger.dir), self.run_path)
-        Path(self.run_path, TENSORBOARD_FILE).write_text(f"{path}\n")
-        if self.model.num_timesteps > 0:
-            # TensorBoard then leaves out what was logged after the checkpoint, before the run was interrupted
-            start = Event(session_log=SessionLog(status=SessionLog.START))
-            for output in self.logger.output_formats:
-                if isinstance(output, TensorBoardOutputFormat):
-                    output.writer._get_file_writer().add_event(start, self.model.num_timesteps + 1)
-
-
 class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
     """
     RL Zoo's experiment manager. For an algorithm of this package it reads our hyperparameter file if the user names
@@ -233,6 +213,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
     :param args: parsed command line
     :param algo: name of the algorithm; this and the other arguments are as in the Zoo
+    :raises ValueError: if a run shall be resumed that has no checkpoint
     """
 
     def __init__(self, args: argparse.Namespace, algo: str, *zoo_args: Any, **zoo_kwargs: Any) -> None:
@@ -245,24 +226,21 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         self.kept_monitor_files: list[tuple[Path, Path]] = []
         if self.trial_id is not None:
             self.trial_id = str(self.trial_id)  # type: ignore[assignment]  # the Zoo takes trial 0 for none
-        own_file = conf_file(algo)
-        self.is_own_algo = own_file is not None
-        if own_file is not None and zoo_kwargs.get("config") is None:
-            self.config = own_file
+        self.is_own_algo = algo in CONF_FILES
+        if self.is_own_algo and zoo_kwargs.get("config") is None:
+            self.config = CONF_FILES[algo]
         self.keep_config = vars(args).pop("keep_config", False)
         self.changed: list[str] = []
-        resume: str = getattr(args, "resume", "")  # folder of the run
-        self.checkpoint = self._find_checkpoint(resume) if resume else None
-
-    def _find_checkpoint(self, run_path: str) -> Path:
-        """Go on in the folder of a run instead of a new one, from the newest checkpoint there."""
-        self.save_path = run_path
-        self.params_path = f"{run_path}/{self.env_name}"
-        checkpoint = latest_checkpoint(run_path, CHECKPOINT_PREFIX)
-        if checkpoint is None:
-            raise ValueError(f"`--resume` needs a checkpoint that is not damaged, there is none in {run_path}")
-        self.continue_training = True
-        return checkpoint
+        self.checkpoint: Path | None = None
+        resume: str = getattr(args, "resume", "")
+        if resume:  # go on in the folder of this run instead of a new one
+            self.save_path, self.params_path = resume, f"{resume}/{self.env_name}"
+            self.checkpoint = latest_checkpoint(resume, CHECKPOINT_PREFIX)
+            if self.checkpoint is None:
+                raise ValueError(f"`--resume` needs a checkpoint that is not damaged, there is none in {resume}")
+            self.continue_training = True
+        # Steps of the run so far
+        self.n_done = 0 if self.checkpoint is None else checkpoint_steps(self.checkpoint)
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """The Zoo's; a run that cannot begin leaves no folder, one that cannot go on leaves its own as it was."""
@@ -281,23 +259,30 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         """The Zoo's. Of a resumed run: its own with what is given, or those of a file or trial if one is given."""
         if self.checkpoint is None:
             return self._read_hyperparameters()
-        old = read_config(Path(self.save_path), self.env_name)
+        written, before = (read_saved(Path(self.save_path), self.env_name, name) for name in ("config", BEFORE_RESUME))
+        # What a resumed run has written down, and not used when it was killed before its first checkpoint
+        self.config_of_checkpoint = before["config"] if before.get("steps") == self.n_done else written
         if self.keep_config:
-            hyperparams = {**old, **(self.custom_hyperparams or {})}
+            hyperparams = {**written, **(self.custom_hyperparams or {})}
             if "env_kwargs" in hyperparams and self.env_kwargs:
                 hyperparams["env_kwargs"] = self.env_kwargs
         else:
             hyperparams, _ = self._read_hyperparameters()
-        self.changed = changes(ALGOS[self.algo], old, hyperparams)
+        self.changed = changes(ALGOS[self.algo], self.config_of_checkpoint, hyperparams)
         return hyperparams, OrderedDict(sorted(hyperparams.items()))
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        if self.checkpoint is not None:
+            before = {"steps": self.n_done, "config": self.config_of_checkpoint}
+            Path(self.params_path, f"{BEFORE_RESUME}.yml").write_text(yaml.dump(before))
+        super()._save_config(saved_hyperparams)
 
     def _read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
             return super().read_hyperparameters()
         except (FileNotFoundError, ModuleNotFoundError, yaml.YAMLError) as error:
-            raise ValueError(
-                f"`--conf-file` must be a YAML or Python file or a module, got {self.config}: {error}"
-            ) from error
+            message = f"`--conf-file` must be a YAML or Python file or a module, got {self.config}: {error}"
+            raise ValueError(message) from error
         except KeyError as error:
             raise ValueError(f"{self.config} has no entry {error}, which {self.env_name.gym_id} needs") from error
 
@@ -314,8 +299,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
     def create_log_folder(self) -> None:
         """Create the folder of the run, unless it is resumed. Here the Zoo knows the number of steps."""
-        if self.checkpoint is not None and checkpoint_steps(self.checkpoint) >= self.n_timesteps:
-            print(f"{self.save_path} is already at {checkpoint_steps(self.checkpoint)} timesteps: give -n for more")
+        if self.checkpoint is not None and self.n_done >= self.n_timesteps:
+            print(f"{self.save_path} is already at {self.n_done} timesteps: give -n for more")
             sys.exit()
         self.is_new_folder = not Path(self.save_path).exists()
         super().create_log_folder()  # type: ignore[no-untyped-call]
@@ -326,31 +311,26 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             shutil.rmtree(self.save_path, ignore_errors=True)
 
     def create_callbacks(self) -> None:
-        """
-        Create the Zoo's callbacks, with checkpoints that training goes on from exactly for an algorithm of this
-        package, and, if the run is logged to TensorBoard, what `sb3-dapo plot` needs.
-        """
+        """The Zoo's, with this package's checkpoints for its algorithms, and what `sb3-dapo plot` needs."""
         save_freq = self.save_freq
         if self.is_own_algo:
             self.save_freq = -1
         super().create_callbacks()  # type: ignore[no-untyped-call]
         if self.is_own_algo and save_freq > 0:
-            named: dict[str, Any] = {"keep_last": None, "name_prefix": CHECKPOINT_PREFIX}
             # Actors that are not waited for have no run to equal, and need not begin anew
             is_async = getattr(self.args, "actors", None) and not vars(self.args).get("sync")
-            reset_envs = False if is_async else None
-            self.callbacks.append(CheckpointCallback(save_freq, self.save_path, reset_envs=reset_envs, **named))
+            kept: dict[str, Any] = {"keep_last": None, "name_prefix": CHECKPOINT_PREFIX}
+            kept["reset_envs"] = False if is_async else None
+            self.callbacks.append(CheckpointCallback(save_freq, self.save_path, **kept))
         for callback in self.callbacks:
             if isinstance(callback, SB3CheckpointCallback):
                 callback.save_vecnormalize = True
             elif isinstance(callback, EvalCallback):
                 callback.callback_on_new_best = BestStatistics(1, self.params_path)
                 callback.callback_on_new_best.parent = callback
-        self.callbacks.append(EpisodeLog(self.save_path))
-        if self.tensorboard_log is not None:
-            self.callbacks.append(TensorBoardFolder(self.save_path))
-            if self.is_own_algo:
-                self.callbacks.append(TensorBoardPanels())
+        self.callbacks.append(RunLog(self.save_path))
+        if self.tensorboard_log is not None and self.is_own_algo:
+            self.callbacks.append(TensorBoardPanels())
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if self.checkpoint is None:
@@ -370,94 +350,67 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
     def learn(self, model: BaseAlgorithm) -> None:
         """The Zoo's. A resumed model is trained to the same total."""
-        trained: Any = model
-        if self.checkpoint is not None:
-            # What the Zoo asks of a model here
-            trained = SimpleNamespace(learn=partial(learn_until, model), env=model.env)
+        # What the Zoo asks of a model here
+        resumed: Any = SimpleNamespace(learn=partial(learn_until, model), env=model.env)
         try:
-            super().learn(trained)
+            super().learn(model if self.checkpoint is None else resumed)
         except BaseException:
             if model.num_timesteps == 0:
                 self._discard_folder()
             raise
 
-    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[
-        dict[str, Any],
-        Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None,
-        list[BaseCallback],
-        Callable[..., Any] | None,
-    ]:
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         n_envs = hyperparams.get("n_envs", 1)
         if not isinstance(n_envs, int) or n_envs < 1:
             raise ValueError(f"`n_envs` must be an integer of at least 1, got {n_envs!r}")
         native_kwargs = atari_wrapper_kwargs(hyperparams)
-        schedules = {}
-        if self.is_own_algo:
-            # The Zoo alone would pass the text of the divergence's coefficient on as it is
-            texts = {name: hyperparams[name] for name in SCHEDULED if isinstance(hyperparams.get(name), str)}
-            schedules = {name: parse_schedule(name, text) for name, text in texts.items()}
+        # The Zoo alone would pass the text of the divergence's coefficient on as it is
+        texts = {name: hyperparams.get(name) for name in SCHEDULED if self.is_own_algo}
+        schedules = {name: parse_schedule(name, text) for name, text in texts.items() if isinstance(text, str)}
         hyperparams, env_wrapper, callbacks, vec_env_wrapper = super()._preprocess_hyperparams(hyperparams)
         check_keywords(ALGOS[self.algo], set(hyperparams) - NOISE, source=f"{self.config} or --hyperparams")
         if self._eval_env_kwargs_args is None:
             self.eval_env_kwargs = self.env_kwargs  # also those of the file, which the Zoo leaves out
         if self._is_atari and native_kwargs is not None:
-            self._warn_of_two_frame_skips()
-        if self.vec_env_type in ("native", "auto"):
-            self._choose_native(native_kwargs if vec_env_wrapper is None else None)
-        return {**hyperparams, **schedules}, env_wrapper, callbacks, vec_env_wrapper
-
-    def _warn_of_two_frame_skips(self) -> None:
-        """Tell of a game that skips frames, and may repeat actions by chance, when AtariWrapper skips frames too."""
-        env_id = self.env_name.gym_id
-        kwargs = {"frameskip": 1, "repeat_action_probability": 0.0, **gym.spec(env_id).kwargs, **self.env_kwargs}
-        if kwargs["frameskip"] != 1:
-            print(
-                f"Warning: {env_id} skips frames itself (frameskip={kwargs['frameskip']}, repeat_action_probability="
-                f"{kwargs['repeat_action_probability']}) and AtariWrapper skips frames again. The hyperparameters are "
-                f"made for {no_frameskip_id(env_id) or 'NoFrameskip-v4 games'}",
-                file=sys.stderr,
-            )
-
-    def _choose_native(self, wrapper_kwargs: dict[str, Any] | None) -> None:
-        """`wrapper_kwargs` are the arguments of `AtariWrapper`, None if the environment has other wrappers."""
-        is_sound = (
-            self._is_atari
-            and gym.spec(self.env_name.gym_id).kwargs.get("frameskip") == 1
-            and wrapper_kwargs is not None
-            and not (set(wrapper_kwargs) - NATIVE_WRAPPER_KWARGS)
-            and not ({*self.env_kwargs, *self.eval_env_kwargs} - NATIVE_ENV_KWARGS)
-            and not self.monitor_kwargs
-        )
-        if is_sound:
-            self.native_kwargs = wrapper_kwargs
-        elif self.vec_env_type == "native":
+            self._choose_native(native_kwargs, has_others=vec_env_wrapper is not None)
+        if self.native_kwargs is None and self.vec_env_type == "native":
+            allowed = ", ".join(sorted(NATIVE_WRAPPER_KWARGS | NATIVE_ENV_KWARGS))
             raise ValueError(
                 f"`--vec-env` must be auto, dummy or subproc for {self.env_name.gym_id} as {self.config} wraps it, got "
-                f"'native', which plays NoFrameskip games of Atari under AtariWrapper alone, with the arguments "
-                f"{', '.join(sorted(NATIVE_WRAPPER_KWARGS | NATIVE_ENV_KWARGS))}"
+                f"'native', which plays NoFrameskip games under AtariWrapper alone, with the arguments {allowed}"
             )
+        return {**hyperparams, **schedules}, env_wrapper, callbacks, vec_env_wrapper
+
+    def _choose_native(self, wrapper_kwargs: dict[str, Any], has_others: bool) -> None:
+        """Choose for a game under `AtariWrapper`, and tell if it skips frames, and maybe repeats actions, too."""
+        env_id = self.env_name.gym_id
+        of_game = gym.spec(env_id).kwargs
+        kwargs = {"frameskip": 1, "repeat_action_probability": 0.0, **of_game, **self.env_kwargs}
+        if kwargs["frameskip"] != 1:
+            made_for = no_frameskip_id(env_id) or "NoFrameskip-v4 games"
+            skips = ", ".join(f"{name}={kwargs[name]}" for name in ("frameskip", "repeat_action_probability"))
+            warning = f"{env_id} skips frames itself ({skips}) and AtariWrapper skips frames again. The hyperparameters"
+            print(f"Warning: {warning} are made for {made_for}", file=sys.stderr)
+        is_plain = of_game.get("frameskip") == 1 and not (has_others or self.monitor_kwargs)
+        is_known = set(wrapper_kwargs) <= NATIVE_WRAPPER_KWARGS
+        is_known = is_known and {*self.env_kwargs, *self.eval_env_kwargs} <= NATIVE_ENV_KWARGS
+        if self.vec_env_type in ("native", "auto") and is_plain and is_known:
+            self.native_kwargs = wrapper_kwargs
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """The Zoo's, with all wrappers, or an AtariVecEnv."""
         if self.checkpoint is not None and not eval_env and not no_log:
             # Otherwise new ones would take their place
-            self.kept_monitor_files = keep_monitor_files(Path(self.save_path), checkpoint_steps(self.checkpoint))
+            self.kept_monitor_files = keep_monitor_files(Path(self.save_path), self.n_done)
         if getattr(self.args, "actors", None) and not eval_env and not no_log:
             return self._maybe_normalize(self._create_actors(n_envs), eval_env)
         if self.native_kwargs is None:
             return super().create_envs(n_envs, eval_env, no_log)
         from sb3_dapo.atari_vec_env import AtariVecEnv
 
-        env = AtariVecEnv(
-            self.env_name.gym_id,
-            n_envs,
-            self.seed,
-            n_stack=self.frame_stack or 1,
-            monitor_dir=None if eval_env or no_log else self.save_path,
-            **self.native_kwargs,
-            **(self.eval_env_kwargs if eval_env else self.env_kwargs),
-        )
-        return self._maybe_normalize(env, eval_env)
+        kwargs = {**self.native_kwargs, **(self.eval_env_kwargs if eval_env else self.env_kwargs)}
+        kwargs |= {"n_stack": self.frame_stack or 1, "monitor_dir": None if eval_env or no_log else self.save_path}
+        return self._maybe_normalize(AtariVecEnv(self.env_name.gym_id, n_envs, self.seed, **kwargs), eval_env)
 
     def _create_actors(self, n_envs: int) -> VecEnv:
         from sb3_dapo.distributed import ActorVecEnv

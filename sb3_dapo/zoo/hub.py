@@ -25,8 +25,8 @@ from sb3_dapo.cli import DEFAULT_ALGO
 from sb3_dapo.hub import card, repository
 from sb3_dapo.hub.card import Evaluation
 from sb3_dapo.hub.sharing import program
-from sb3_dapo.zoo.commands import replaced
-from sb3_dapo.zoo.evaluation import Agent, evaluate, learning_curve, random_scores
+from sb3_dapo.zoo.cli import replaced
+from sb3_dapo.zoo.evaluation import Agent, evaluate, random_scores, save_learning_curve
 from sb3_dapo.zoo.exp_manager import atari_wrapper_kwargs
 from sb3_dapo.zoo.parsers import add_run_arguments, agent_parser, positive
 from sb3_dapo.zoo.registration import CONF_FILES
@@ -45,17 +45,10 @@ UNREACHABLE: tuple[type[Exception], ...] = (ConnectionError, RequestException, H
 LOG_IN = "Log in with `hf auth login`, or put a token that may write into HF_TOKEN."
 
 
-# --- push ---------------------------------------------------------------------------------------------
-
-
 def push_to_hub() -> None:
     """The command `sb3-dapo push-to-hub`."""
-    parser = agent_parser(
-        "Play whole games with a trained agent, record it, and upload it to the Hugging Face Hub with a model card. "
-        f"{LOG_IN}",
-        env_id=None,
-        algos=CONF_FILES,
-    )
+    text = "Play whole games with a trained agent, record it, and upload it to the Hugging Face Hub with a model card."
+    parser = agent_parser(f"{text} {LOG_IN}", env_id=None, algos=CONF_FILES)
     parser.add_argument("-orga", "--organization", help="organization or user on the Hub", required=True)
     parser.add_argument("-name", "--repo-name", help="name of the repository (default: algo-env)")
     parser.add_argument("-m", "--commit-message", help="commit message (default: Upload DAPO agent)")
@@ -102,17 +95,15 @@ def write_agent(folder: Path, agent: Agent, repo_id: ModelRepoId, args: argparse
     evaluation = Evaluation(scores, agent.is_deterministic, protocol, random)
     card.write_results(folder, evaluation)
     if (agent.folder / "evaluations.npz").is_file():
-        title = f"{agent.algo_class.__name__} on {env_id}"
-        learning_curve(agent.folder, title, scores, random, model.num_timesteps).savefig(
-            folder / repository.CURVE, dpi=150
-        )
+        title, curve = f"{agent.algo_class.__name__} on {env_id}", folder / repository.CURVE
+        save_learning_curve(curve, agent.folder, title, scores, random, model.num_timesteps)
     if not args.no_render:
         try:
             recorded = agent.make_env(args, render_mode="rgb_array")
             record(agent, model, recorded, folder / "videos", args.n_timesteps).replace(folder / repository.VIDEO)
         except Exception as error:  # of the environment, moviepy, or ffmpeg
-            reason = "With --no-render there will be no video"
-            raise RuntimeError(f"no {repository.VIDEO} came of the recording: {error}. {reason}") from error
+            message = f"no {repository.VIDEO} came of the recording: {error}. With --no-render there will be no video"
+            raise RuntimeError(message) from error
         shutil.rmtree(folder / "videos")
     card.write_card(folder, agent_card(agent, repo_id, folder, evaluation), env_id, evaluation)
 
@@ -135,20 +126,13 @@ def write_zoo_files(folder: Path, agent: Agent, model: BaseAlgorithm) -> None:
             archive.write(path, path.name)
 
 
-# --- model card ---------------------------------------------------------------------------------------
-
-
 def agent_card(agent: Agent, repo_id: ModelRepoId, folder: Path, evaluation: Evaluation) -> str:
     """The model card, without metadata, of an agent whose folder is complete but for that."""
-    env_id = agent.env.gym_id
-    description = repository.read_description(folder)
+    env_id, description = agent.env.gym_id, repository.read_description(folder)
     code = agent_program(agent, repo_id, evaluation.is_deterministic)
-    usage = card.python_section(
-        description, code, repository.requirement(env_id, "zoo"), repository.foreign_module(env_id)
-    )
+    usage = card.python_section(description, code, env_id, "zoo") + f"\n\n{commands_section(agent, repo_id)}"
     has_curve = (folder / repository.CURVE).is_file()
     figures = f"![Learning curve: score over steps, and the random policy's]({repository.CURVE})" if has_curve else ""
-    usage = f"{usage}\n\n{commands_section(agent, repo_id)}"
     return card.model_card(description, env_id, evaluation, usage, training_section(agent), figures)
 
 
@@ -172,17 +156,17 @@ def agent_program(agent: Agent, repo_id: str, is_deterministic: bool) -> str:
     imports += [f"from stable_baselines3.common.env_util import {function}"]
     imports += ["from stable_baselines3.common.evaluation import evaluate_policy"]
     imports += ["from stable_baselines3.common.vec_env import VecFrameStack"] if n_stack else []
-    imports += [""]
-    if not repository.entry_point(env_id).startswith("gymnasium."):
-        imports += ["import sb3_dapo.zoo  # registers the environments"]
+    is_registered = repository.entry_point(env_id).startswith("gymnasium.")
+    imports += [""] if is_registered else ["", "import sb3_dapo.zoo  # registers the environments"]
     module = cls.__module__
     imports += [f"from {'sb3_dapo' if module.startswith('sb3_dapo.') else module} import {cls.__name__}"]
-    lines = [f"env = {function}({', '.join(arguments)})"]
-    lines += [f"env = VecFrameStack(env, n_stack={n_stack})"] if n_stack else []
-    lines += [f'model = {cls.__name__}.from_pretrained("{repo_id}", env=env)']
-    call = f"evaluate_policy(model, model.get_env(), deterministic={is_deterministic})"
-    lines += [f"mean_reward, std_reward = {call}", 'print(f"{mean_reward:.2f} +/- {std_reward:.2f}")']
-    return "\n".join([*imports, "", *lines])
+    stack = f"env = VecFrameStack(env, n_stack={n_stack})\n" if n_stack else ""
+    return "\n".join(imports) + f"""
+
+env = {function}({', '.join(arguments)})
+{stack}model = {cls.__name__}.from_pretrained("{repo_id}", env=env)
+mean_reward, std_reward = evaluate_policy(model, model.get_env(), deterministic={is_deterministic})
+print(f"{{mean_reward:.2f}} +/- {{std_reward:.2f}}")"""
 
 
 def commands_section(agent: Agent, repo_id: ModelRepoId) -> str:
@@ -209,12 +193,11 @@ def training_section(agent: Agent) -> str:
     except yaml.representer.RepresenterError:
         shown = "\n".join(f"{name}: {value}" for name, value in agent.config.items())
         return f"## Hyperparameters\n\nSome are Python objects, which a file cannot hold.\n\n```\n{shown}\n```"
-    command = f"sb3-dapo train {agent_arguments(agent)} --conf-file {agent.algo}.yml --seed {agent.train_args['seed']}"
-    if agent.train_args["n_timesteps"] > 0:
-        command += f" -n {agent.train_args['n_timesteps']}"
-    if agent.train_args["env_kwargs"]:
-        pairs = [shlex.quote(f"{name}:{value!r}") for name, value in agent.train_args["env_kwargs"].items()]
-        command += f" --env-kwargs {' '.join(pairs)}"
+    args = agent.train_args
+    command = f"sb3-dapo train {agent_arguments(agent)} --conf-file {agent.algo}.yml --seed {args['seed']}"
+    command += f" -n {args['n_timesteps']}" if args["n_timesteps"] > 0 else ""
+    pairs = [shlex.quote(f"{name}:{value!r}") for name, value in (args["env_kwargs"] or {}).items()]
+    command += f" --env-kwargs {' '.join(pairs)}" if pairs else ""
     return f"""\
 ## Hyperparameters
 
@@ -234,48 +217,37 @@ def agent_arguments(agent: Agent) -> str:
     return f"--env {shlex.quote(agent.env.gym_id)}" + ("" if agent.algo == DEFAULT_ALGO else f" --algo {agent.algo}")
 
 
-# --- load ---------------------------------------------------------------------------------------------
-
-
 def load_from_hub() -> None:
     """The command `sb3-dapo load-from-hub`."""
-    parser = argparse.ArgumentParser(
-        description="Download an agent of RL Zoo from the Hugging Face Hub into the log folder, where enjoy finds it."
-    )
+    text = "Download an agent of RL Zoo from the Hugging Face Hub into the log folder, where enjoy finds it."
+    parser = argparse.ArgumentParser(description=text)
     add_run_arguments(parser, env_id=None, exp_id="a new one")
     parser.add_argument("-orga", "--organization", help="organization or user on the Hub", default="sb3")
     parser.add_argument("-name", "--repo-name", help="name of the repository (default: algo-env)")
     parser.add_argument("--force", help="overwrite the experiment's folder", action="store_true")
-    parser.add_argument(
-        "--trust-pickle",
-        help="trust the author with running code on this machine, which the agent's files do when they are loaded "
-        "(TRUST_REMOTE_CODE=True says the same)",
-        action="store_true",
-    )
+    text = "trust the author with running code on this machine, which the agent's files do when they are loaded "
+    parser.add_argument("--trust-pickle", help=f"{text}(TRUST_REMOTE_CODE=True says the same)", action="store_true")
     args = parser.parse_args()
     repo_id = ModelRepoId(args.organization, args.repo_name or ModelName(args.algo, args.env))
+    safely = f"sb3_dapo.DAPO.from_pretrained({str(repo_id)!r}) loads"
     if not args.trust_pickle and not strtobool(os.environ.get("TRUST_REMOTE_CODE", "False")):
         parser.error(
             f"the files of {repo_id} hold pickles, which run the code of whoever wrote them when they are loaded. If "
-            f"you trust the author, pass --trust-pickle. If not, sb3_dapo.DAPO.from_pretrained({str(repo_id)!r}) loads "
-            f"an agent of this package without running any"
+            f"you trust the author, pass --trust-pickle. If not, {safely} an agent of this package without running any"
         )
     zoo = import_module("rl_zoo3.load_from_hub")
     try:
         # The Zoo waits for an exception of requests if there are no statistics of VecNormalize, but the client raises
         # its own. And it asks for the trust once more
         with replaced(zoo, HTTPError=EntryNotFoundError), replaced(HF_SB3, strtobool=lambda text: True):
-            zoo.download_from_hub(
-                args.algo, args.env, args.exp_id, args.folder, args.organization, args.repo_name, args.force
-            )
+            named = (args.algo, args.env, args.exp_id, args.folder)
+            zoo.download_from_hub(*named, args.organization, args.repo_name, args.force)
         print(f"Watch it play: sb3-dapo enjoy --algo {args.algo} --env {args.env.gym_id} -f {args.folder}")
     except LocalEntryNotFoundError as error:  # what comes of no connection
         sys.exit(f"\n{repo_id} was not downloaded, as the Hub cannot be reached: {error}")
     except EntryNotFoundError as error:
-        sys.exit(
-            f"\n{repo_id} is not a whole agent of RL Zoo: {error}\n\nIf it was uploaded from Python, "
-            f"sb3_dapo.DAPO.from_pretrained({str(repo_id)!r}) loads it"
-        )
+        hint = f"If it was uploaded from Python, {safely} it"
+        sys.exit(f"\n{repo_id} is not a whole agent of RL Zoo: {error}\n\n{hint}")
     except HfHubHTTPError as error:
         sys.exit(f"\nThe Hub did not give {repo_id}: {error}")
     except UNREACHABLE as error:

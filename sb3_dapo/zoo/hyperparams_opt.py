@@ -1,9 +1,9 @@
-"""DAPO's search space for `sb3-dapo train -optimize`."""
+"""Search spaces of DAPO and RecurrentDAPO for `sb3-dapo train -optimize`."""
 
 from typing import Any
 
 import optuna
-from rl_zoo3.hyperparams_opt import sample_ppo_params
+from rl_zoo3.hyperparams_opt import convert_onpolicy_params, sample_ppo_params
 
 
 def sample_dapo_params(
@@ -29,4 +29,39 @@ def sample_dapo_params(
         "n_rollouts": trial.suggest_categorical("n_rollouts", [1, 2, 4]),
         "policy_loss": trial.suggest_categorical("policy_loss", ["clip", "plain", "clip_augmented"]),
         "normalize_advantage": trial.suggest_categorical("normalize_advantage", [True, "rms"]),
+    }
+
+
+def sample_dapo_lstm_params(*args: Any) -> dict[str, Any]:
+    """
+    The same with the settings of the LSTM.
+
+    :param args: of :func:`sample_dapo_params`
+    :return: arguments for RecurrentDAPO
+    """
+    trial: optuna.Trial = args[0]
+    lstm = {
+        "sequence_length": trial.suggest_categorical("sequence_length", [8, 16, 32, 64]),
+        "lstm_hidden_size": trial.suggest_categorical("lstm_hidden_size", [16, 32, 64, 128, 256]),
+        "enable_critic_lstm": trial.suggest_categorical("enable_critic_lstm", [False, True]),
+    }
+    return _with_lstm(sample_dapo_params(*args), **lstm)
+
+
+def convert_dapo_lstm_params(sampled: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param sampled: parameters of a trial
+    :return: arguments for RecurrentDAPO
+    """
+    names = ("sequence_length", "lstm_hidden_size", "enable_critic_lstm")
+    others = {name: value for name, value in sampled.items() if name not in names}
+    return _with_lstm(convert_onpolicy_params(others), **{name: sampled[name] for name in names})
+
+
+def _with_lstm(hyperparams: dict[str, Any], sequence_length: int, **policy_kwargs: Any) -> dict[str, Any]:
+    # Powers of two, as batch sizes and the steps of a rollout are: the smaller is a factor of the larger
+    return {
+        **hyperparams,
+        "sequence_length": min(sequence_length, hyperparams["batch_size"]),
+        "policy_kwargs": {**hyperparams["policy_kwargs"], **policy_kwargs},
     }

@@ -1,23 +1,86 @@
-"""Arguments of the Zoo's commands, and what this package changes in them."""
+"""Arguments of the Zoo's commands, with what this package changes in them, and the runs that they name."""
 
 import argparse
+import difflib
+import re
 from argparse import ArgumentParser
 from collections.abc import Iterable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+import gymnasium as gym
+import yaml
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import ALGOS, StoreDict
 
 from sb3_dapo.cli import DEFAULT_ALGO, LOG_FOLDER
 from sb3_dapo.zoo.registration import CONF_FILES
-from sb3_dapo.zoo.runs import check_env, checkpoint_steps, find_run, import_packages, read_config, read_train_args
 
 # The Zoo's: `enjoy --load-checkpoint` looks for files of this name
 CHECKPOINT_PREFIX = "rl_model"
 CHECKPOINTS = f"{CHECKPOINT_PREFIX}_*_steps.zip"
 BEST_MODEL = "best_model.zip"
+
+
+def find_run(log_path: Path, env_name: str, exp_id: int, file: str, hint: str) -> Path:
+    """
+    The folder of run number `exp_id` of an algorithm; 0: of the latest with the file that is needed, in whose name `*`
+    stands for anything, -1: `log_path` itself. Refused if there is none, with the hint what to do.
+    """
+    named = re.compile(rf"{re.escape(env_name)}_(\d+)")
+    folders = [path for path in log_path.glob("*") if path.is_dir()]
+    numbered = sorted((int(match[1]), path) for path in folders if (match := named.fullmatch(path.name)))
+    runs = [path for _, path in reversed(numbered)]
+    if exp_id != 0:
+        runs = [log_path if exp_id < 0 else log_path / f"{env_name}_{exp_id}"]
+        if not runs[0].is_dir():
+            others = f"of {env_name} there are: {', '.join(str(number) for number, _ in numbered) or 'none'}"
+            raise ValueError(f"there is no run in {runs[0]}: choose another --exp-id ({others})")
+    elif not runs:
+        raise ValueError(f"there is no run of {env_name} in {log_path}: begin one with 'sb3-dapo train'")
+    usable = [run for run in runs if any(run.glob(file))]
+    if not usable:
+        place = runs[0] if exp_id != 0 else f"any run of {env_name} in {log_path}"
+        raise ValueError(f"there is no {file} in {place}: {hint}")
+    for run in runs[: runs.index(usable[0])]:
+        print(f"Skipping {run}, which has no {file}")
+    return usable[0]
+
+
+def read_saved(run: Path, env_name: str, name: str) -> dict[str, Any]:
+    """What a run says of itself: `args` of its command, `config` as it was given; none if it was not trained by one."""
+    path = run / env_name / f"{name}.yml"
+    return dict(yaml.unsafe_load(path.read_text())) if path.is_file() else {}  # the Zoo saves objects
+
+
+def checkpoint_steps(checkpoint: Path) -> int:
+    """Steps at which a checkpoint of a run was written."""
+    return int(checkpoint.stem.split("_")[-2])
+
+
+def check_env(env_id: str, packages: Iterable[str] = ()) -> None:
+    """Import modules that register environments, and refuse an environment that is not registered."""
+    for name in packages:
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name.split(".")[0]:
+                raise
+            raise ValueError(f"--gym-packages: there is no module {name!r}; PYTHONPATH says where they lie") from error
+    if env_id not in gym.registry:
+        ids = {name.lower(): name for name in gym.registry}
+        close = no_frameskip_id(env_id) or ids.get(next(iter(difflib.get_close_matches(env_id.lower(), ids)), ""))
+        hint = f"did you mean {close}? " if close else ""
+        message = f"there is no environment {env_id!r}: {hint}--gym-packages names modules that register your own"
+        raise ValueError(message)
+
+
+def no_frameskip_id(env_id: str) -> str | None:
+    """The version of an Atari game, in any spelling, that the hyperparameters are made for, if there is one."""
+    game = env_id.lower().removeprefix("ale/").split("-")[0].removesuffix("deterministic").removesuffix("noframeskip")
+    return {name.lower(): name for name in gym.registry}.get(f"{game}noframeskip-v4")
 
 
 class Assignments(StoreDict):
@@ -31,9 +94,8 @@ class Assignments(StoreDict):
             except Exception as error:  # the value may be any code
                 name, _, value = text.replace("=", ":", 1).partition(":")
                 expected = f"{name}:'{value}'" if ":" in text or value[:1].isalpha() else f"{name}:{value}"
-                raise argparse.ArgumentError(
-                    self, f'{text!r} must be name:value, with text in quotes: did you mean "{expected}"? ({error})'
-                ) from error
+                hint = f'must be name:value, with text in quotes: did you mean "{expected}"? ({error})'
+                raise argparse.ArgumentError(self, f"{text!r} {hint}") from error
             given.update(getattr(namespace, self.dest))
         setattr(namespace, self.dest, given)
 
@@ -77,12 +139,9 @@ class TrainParser(Parser):
         return super().add_argument(*names, **CHANGED_OPTIONS.get(names[-1], kwargs))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        super().add_argument(
-            "--resume",
-            action="store_true",
-            help="go on with the latest run of --env from its newest checkpoint (see --save-freq), to the same total "
-            "and with the same arguments unless others are given",
-        )
+        text = "go on with the latest run of --env from its newest checkpoint (see --save-freq), to the same total and "
+        text += "with the same arguments unless others are given"
+        super().add_argument("--resume", action="store_true", help=text)
         self._add_actors()
         given, _ = self.parse_known_args(args)
         if given.resume:
@@ -101,13 +160,10 @@ class TrainParser(Parser):
         if parsed.verbose is None:
             parsed.verbose = 0 if parsed.progress else 1
         if parsed.n_timesteps < 1 and parsed.n_timesteps != -1:
-            self.error(
-                f"-n must be at least 1, or -1 for the number in the file of hyperparameters: {parsed.n_timesteps}"
-            )
+            self.error(f"-n must be at least 1, or -1 for the number in the hyperparameter file: {parsed.n_timesteps}")
         if parsed.trial_id is not None and not (parsed.storage and parsed.study_name):
             self.error("--trial-id needs the --storage and the --study-name that the trial belongs to")
-        import_packages(parsed.gym_packages)
-        check_env(parsed.env)
+        check_env(parsed.env, parsed.gym_packages)
         return parsed
 
     def _add_actors(self) -> None:
@@ -123,22 +179,20 @@ class TrainParser(Parser):
         """Make the arguments of the run the defaults, to which those that are given are added."""
         if given.algo not in CONF_FILES:
             self.error(f"--resume needs checkpoints of this package: --algo must be {' or '.join(CONF_FILES)}")
-        for name, is_given in (("-i", given.trained_agent != ""), ("-optimize", given.optimize_hyperparameters)):
-            if is_given:
-                self.error(f"{name} begins anew: it cannot be given with --resume")
+        if given.trained_agent or given.optimize_hyperparameters:
+            name = "-i" if given.trained_agent else "-optimize"
+            self.error(f"{name} begins anew: it cannot be given with --resume")
         env_name = EnvironmentName(given.env)
         hint = "`--resume` needs a run with checkpoints (--save-freq)"
         run = find_run(Path(given.log_folder, given.algo), env_name, 0, CHECKPOINTS, hint)
-        saved = read_train_args(run, env_name)
-        if given.seed >= 0 and given.seed != saved.get("seed"):
-            self.error(
-                f"--seed must be that of the run with --resume, {saved.get('seed')}: the state of random generators "
-                f"is in the checkpoint, got {given.seed}"
-            )
-        saved["env_kwargs"] = saved.get("env_kwargs") or read_config(run, env_name).get("env_kwargs")
-        if "n_timesteps" in (given.hyperparams or {}):
-            saved.pop("n_timesteps", None)
+        saved = read_saved(run, env_name, "args")
+        seed = saved.get("seed")
+        if given.seed >= 0 and given.seed != seed:
+            reason = f"the state of random generators is in the checkpoint, got {given.seed}"
+            self.error(f"--seed must be that of the run with --resume, {seed}: {reason}")
+        saved["env_kwargs"] = saved.get("env_kwargs") or read_saved(run, env_name, "config").get("env_kwargs")
         new = {"resume", "log_folder"} | ({"verbose"} if given.progress else set())
+        new |= {"n_timesteps"} & set(given.hyperparams or {})
         self.set_defaults(**{name: value for name, value in saved.items() if name not in new})
         return run
 
@@ -159,15 +213,11 @@ class RunParser(Parser):
             file, hint = CHECKPOINTS, "--save-freq leaves them"
         run = find_run(Path(parsed.folder, parsed.algo), parsed.env, parsed.exp_id, file, hint)
         parsed.run_path = run
-        parsed.model_path = run / file
-        if file == CHECKPOINTS:
-            parsed.model_path = max(run.glob(file), key=checkpoint_steps)
+        parsed.model_path = max(run.glob(file), key=checkpoint_steps) if file == CHECKPOINTS else run / file
         if parsed.exp_id == 0:
             parsed.exp_id = int(run.name.rpartition("_")[2])
-        import_packages(
-            [*vars(parsed).get("gym_packages", ()), *read_train_args(run, parsed.env).get("gym_packages", ())]
-        )
-        check_env(parsed.env.gym_id)
+        packages = read_saved(run, parsed.env, "args").get("gym_packages", ())
+        check_env(parsed.env.gym_id, [*parsed.gym_packages, *packages])
         return parsed
 
 
@@ -189,6 +239,14 @@ def add_run_arguments(
     parser.add_argument("--exp-id", help=f"experiment ID (default: 0: {exp_id}, -1: no folder)", type=int, default=0)
 
 
+def add_env_arguments(parser: ArgumentParser, n_envs: int = 1) -> None:
+    """Arguments that environments are made with."""
+    parser.add_argument("--n-envs", help="number of environments (default: %(default)s)", type=positive, default=n_envs)
+    parser.add_argument("--seed", help="random generator seed (default: 0)", type=int, default=0)
+    parser.add_argument("--env-kwargs", help="arguments for the environment", nargs="+", action=Assignments, default={})
+    parser.add_argument("--gym-packages", help="packages that register environments", nargs="+", default=[])
+
+
 def agent_parser(
     description: str, n_envs: int = 1, env_id: str | None = "CartPole-v1", algos: Iterable[str] = ()
 ) -> RunParser:
@@ -198,11 +256,8 @@ def agent_parser(
     parser.add_argument("--load-best", help="take the best model instead of the last", action="store_true")
     parser.add_argument("--load-checkpoint", help="take the checkpoint after this number of steps", type=int)
     parser.add_argument("--load-last-checkpoint", help="take the last checkpoint", action="store_true")
-    parser.add_argument("--n-envs", help="number of environments (default: %(default)s)", type=positive, default=n_envs)
-    parser.add_argument("--seed", help="random generator seed (default: 0)", type=int, default=0)
     parser.add_argument("--deterministic", help="play the most likely actions", action="store_true")
     parser.add_argument("--stochastic", help="draw actions (default: on Atari and MiniGrid)", action="store_true")
-    parser.add_argument("--env-kwargs", help="arguments for the environment", nargs="+", action=Assignments)
-    parser.add_argument("--gym-packages", help="packages that register environments", nargs="+", default=[])
     parser.add_argument("--device", help="PyTorch device (default: auto)", default="auto")
+    add_env_arguments(parser, n_envs)
     return parser

@@ -19,17 +19,16 @@ from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, 
 from sb3_dapo.panels import ACTOR_PANELS, PANELS
 from sb3_dapo.zoo.evaluation import draw_evaluations
 from sb3_dapo.zoo.exp_manager import EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path
-from sb3_dapo.zoo.parsers import add_run_arguments
-from sb3_dapo.zoo.runs import find_run
+from sb3_dapo.zoo.parsers import add_run_arguments, find_run
 
 # An estimate of more points is drawn faintly, with the moving average over its 50th part on top
 MAX_POINTS = 200
 EXACT = {"train/policy_lag", "train/divergence_coef", *chain(*ACTOR_PANELS.values())}  # what is set and not estimated
 
-# Wrappers outside of `Monitor` that repeat an action, their argument for how often and its default
+# Wrappers outside of `Monitor` that repeat an action, 4 times by default, and their argument for how often
 FRAME_SKIPS = {
-    "stable_baselines3.common.atari_wrappers.AtariWrapper": ("frame_skip", 4),
-    "rl_zoo3.wrappers.FrameSkip": ("skip", 4),
+    "stable_baselines3.common.atari_wrappers.AtariWrapper": "frame_skip",
+    "rl_zoo3.wrappers.FrameSkip": "skip",
 }
 
 Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # steps and values, shape (n_points,)
@@ -39,19 +38,13 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
     """Curve of every value in TensorBoard's event files."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-    accumulator = EventAccumulator(str(folder), size_guidance={SCALARS: 0})  # 0: keep all
-    accumulator.Reload()
-    curves = {}
-    for key in accumulator.Tags()[SCALARS]:
-        events = accumulator.Scalars(key)
-        curves[key] = (np.array([event.step for event in events]), np.array([event.value for event in events]))
-    return curves
+    log = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()  # 0: keep all
+    points = {key: [(event.step, event.value) for event in log.Scalars(key)] for key in log.Tags()[SCALARS]}
+    return {key: (np.array(point)[:, 0], np.array(point)[:, 1]) for key, point in points.items()}
 
 
 def read_episodes(run_path: Path, frame_skip: int) -> Curve:
-    """
-    Steps so far at the end of each training episode, and its score. `Monitor` counts `frame_skip` frames per step.
-    """
+    """Steps so far at the end of each training episode, and its score; `Monitor` counts `frame_skip` frames a step."""
     if (run_path / EPISODES_FILE).is_file():
         episodes = read_csv(run_path / EPISODES_FILE)
         return episodes["timesteps"].to_numpy(float), episodes["score"].to_numpy(float)
@@ -68,8 +61,7 @@ def read_frame_skip(hyperparams: dict[str, Any]) -> int:
     frame_skip = 1
     for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
         for name, kwargs in (wrapper if isinstance(wrapper, dict) else {wrapper: {}}).items():
-            argument, default = FRAME_SKIPS.get(name, ("", 1))
-            frame_skip *= (kwargs or {}).get(argument, default)
+            frame_skip *= (kwargs or {}).get(FRAME_SKIPS[name], 4) if name in FRAME_SKIPS else 1
     return frame_skip
 
 
@@ -86,16 +78,6 @@ def draw_curve(axes: Axes, curve: Curve, key: str) -> None:
         axes.set_yscale("log")  # a controller's: most of it would look like 0
 
 
-def draw_score(axes: Axes, run_path: Path, frame_skip: int) -> None:
-    """Draw the scores of training episodes and evaluations."""
-    steps, scores = read_episodes(run_path, frame_skip)
-    if len(steps) > 0:
-        window = max(len(steps) // 50, min(len(steps), 10))
-        axes.scatter(steps, scores, s=3, alpha=0.25, linewidths=0, rasterized=True)
-        axes.plot(*window_func(steps, scores, window, np.mean), label=f"training, mean of {window} episodes")
-    draw_evaluations(axes, run_path, "evaluation")
-
-
 def plot_run(run_path: Path, tensorboard_path: Path, title: str, frame_skip: int = 1) -> Figure:
     """Score, divergence, KL, ratios and reuse side by side, without panels of values that were not logged."""
     curves = read_scalars(tensorboard_path)
@@ -107,14 +89,18 @@ def plot_run(run_path: Path, tensorboard_path: Path, title: str, frame_skip: int
     figure = Figure(figsize=(4.6 * n_columns, 3.5 * n_rows), layout="constrained")
     figure.suptitle(title)
     all_axes = list(figure.subplots(n_rows, n_columns, sharex=True, squeeze=False).flat)
-    draw_score(all_axes[0], run_path, frame_skip)
-    for axes, keys in zip(all_axes[1:], panels.values(), strict=False):
+    steps, scores = read_episodes(run_path, frame_skip)
+    if len(steps) > 0:
+        window = max(len(steps) // 50, min(len(steps), 10))
+        label = f"training, mean of {window} episodes"
+        all_axes[0].scatter(steps, scores, s=3, alpha=0.25, linewidths=0, rasterized=True)
+        all_axes[0].plot(*window_func(steps, scores, window, np.mean), label=label)
+    draw_evaluations(all_axes[0], run_path, "evaluation")
+    for axes, (name, keys) in zip(all_axes, {"Score": [], **panels}.items(), strict=False):
         for key in keys:
             draw_curve(axes, curves[key], key)
-    for axes, name in zip(all_axes, ["Score", *panels], strict=False):
         axes.set_title(name, fontsize="medium", pad=20)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("Timesteps")
+        axes.set(xlim=(0, None), xlabel="Timesteps")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(labelbottom=True)
@@ -128,9 +114,8 @@ def plot_run(run_path: Path, tensorboard_path: Path, title: str, frame_skip: int
 
 def plot() -> None:
     """The command `sb3-dapo plot`."""
-    parser = argparse.ArgumentParser(
-        description="Draw how a run went, or goes: score, divergence, KL, ratios and reuse side by side."
-    )
+    text = "Draw how a run went, or goes: score, divergence, KL, ratios and reuse side by side."
+    parser = argparse.ArgumentParser(description=text)
     add_run_arguments(parser)
     parser.add_argument("-tb", "--tensorboard", help="folder with the run's event files (default: where it was logged)")
     parser.add_argument("-o", "--output", help="PNG file to write (default: panels.png in the folder of the run)")

@@ -13,13 +13,18 @@ from rl_zoo3.utils import ALGOS
 
 from sb3_dapo import DAPO
 from sb3_dapo.cli import DEFAULT_ALGO
-from sb3_dapo.zoo.hyperparams_opt import sample_dapo_params
+from sb3_dapo.zoo.hyperparams_opt import convert_dapo_lstm_params, sample_dapo_lstm_params, sample_dapo_params
 
 Sampler = Callable[..., dict[str, Any]]
 
 
 # Algorithms of this package: class and search space. Hyperparameters are in the files of these names in hyperparams/
-BUILT_IN: dict[str, tuple[str, Sampler]] = {"dapo": ("DAPO", sample_dapo_params)}
+BUILT_IN: dict[str, tuple[str, Sampler]] = {
+    "dapo": ("DAPO", sample_dapo_params),
+    "dapo_lstm": ("RecurrentDAPO", sample_dapo_lstm_params),
+    "dapo_mask": ("MaskableDAPO", sample_dapo_params),
+}
+CONVERTERS = {"dapo_lstm": convert_dapo_lstm_params}
 # Names and hyperparameter files of the algorithms that are registered
 CONF_FILES: dict[str, str] = {}
 
@@ -32,7 +37,9 @@ def register() -> None:
     for name, (class_name, sampler) in BUILT_IN.items():
         with suppress(AttributeError, ModuleNotFoundError):  # its extra is not installed
             if name not in CONF_FILES:
-                register_algorithm(name, getattr(import_module("sb3_dapo"), class_name), sampler=sampler)
+                algo_class = getattr(import_module("sb3_dapo"), class_name)
+                converter = CONVERTERS.get(name, convert_onpolicy_params)
+                register_algorithm(name, algo_class, sampler=sampler, converter=converter)
     if importlib.util.find_spec("minatar") is not None and "MinAtar/Asterix-v1" not in gym.registry:
         import minatar.gym
 

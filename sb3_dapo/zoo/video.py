@@ -1,6 +1,7 @@
 """The command `sb3-dapo record-video`: videos at the speed of the game, as mp4 and as GIF."""
 
 import argparse
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecVideoRecorder
 
-from sb3_dapo.zoo.evaluation import Agent
+from sb3_dapo.zoo.evaluation import Agent, player
 from sb3_dapo.zoo.parsers import agent_parser, positive
 
 # Frames per second of the console, of which ale_py's metadata tell half
@@ -29,10 +30,7 @@ def visible(frame: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 class VideoRecorder(VecVideoRecorder):
-    """
-    SB3's recorder, which takes one frame per step of the agent, played at the speed of the game where a step is several
-    frames, as on Atari. With `gif` it writes a GIF beside the mp4.
-    """
+    """SB3's recorder, at the speed of the game where a step is several frames; with `gif` it writes a GIF too."""
 
     frames_per_sec: Any  # a number
 
@@ -69,13 +67,11 @@ def record(agent: Agent, model: BaseAlgorithm, env: VecEnv, folder: Path, n_step
     name = f"{agent.kind[0]}-{agent.algo}-{agent.env}"
     recorder = VideoRecorder(env, str(folder), lambda step: step == 0, n_steps, name, gif=gif)
     observations = recorder.reset()
-    state, starts = None, np.ones(env.num_envs, dtype=bool)
-    try:
+    plays, state, starts = player(model, env), None, np.ones(env.num_envs, dtype=bool)
+    with suppress(KeyboardInterrupt):  # what there is is written
         for _ in range(n_steps):
-            actions, state = model.predict(observations, state, starts, agent.is_deterministic)  # type: ignore[arg-type]
+            actions, state = plays.predict(observations, state, starts, agent.is_deterministic)
             observations, _, starts, _ = recorder.step(actions)
-    except KeyboardInterrupt:
-        pass  # what there is is written
     recorder.close()
     return Path(recorder.video_path)
 
@@ -91,6 +87,5 @@ def record_video() -> None:
     args = parser.parse_args()
     agent = Agent.of(args)
     print(f"Loading {agent.model_path}")
-    env = agent.make_env(args, render_mode="rgb_array")
-    folder = Path(args.output_folder or agent.folder / "videos")
+    env, folder = agent.make_env(args, render_mode="rgb_array"), Path(args.output_folder or agent.folder / "videos")
     record(agent, agent.load(args, env), env, folder, args.n_timesteps, args.gif)

@@ -8,15 +8,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytablewriter
 import rl_zoo3.plots
 from huggingface_sb3 import EnvironmentName
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureManagerBase
 from matplotlib.backends.registry import BackendFilter, backend_registry
 from matplotlib.text import Text
@@ -24,7 +25,7 @@ from pandas import DataFrame, read_csv  # type: ignore[import-untyped]
 from stable_baselines3.common import monitor
 
 from sb3_dapo.cli import LOG_FOLDER
-from sb3_dapo.zoo.commands import replaced, replaced_parser
+from sb3_dapo.zoo.cli import replaced, replaced_parser
 from sb3_dapo.zoo.exp_manager import EPISODES_FILE
 from sb3_dapo.zoo.parsers import Parser
 
@@ -82,40 +83,34 @@ def tell_runs(folder: Path, env: str, min_timesteps: int, max_timesteps: int) ->
     negative. Refuses runs that the Zoo cannot use together.
     """
     dropped: dict[str, str] = {}
-    evaluated: dict[str, npt.NDArray[np.int64]] = {}  # steps of its evaluations
-    n_episodes: dict[str, int] = {}  # in each of them
+    logs: dict[str, Any] = {}
     for path in sorted(folder.glob(f"*{glob.escape(env)}*")):
         file = path / "evaluations.npz"
-        log: Any = np.load(file) if file.is_file() else {"timesteps": np.zeros(0, np.int64)}
-        steps = log["timesteps"]
-        if len(steps) > 1:
-            evaluated[path.name] = steps
-            n_episodes[path.name] = log["results"].shape[1]
+        log: Any = np.load(file) if file.is_file() else {"timesteps": ()}
+        if len(log["timesteps"]) > 1:
+            logs[path.name] = log
         elif path.is_dir():
-            dropped[path.name] = "one evaluation only" if len(steps) == 1 else "no evaluations"
-
+            dropped[path.name] = "one evaluation only" if len(log["timesteps"]) == 1 else "no evaluations"
+    evaluated: dict[str, npt.NDArray[np.int64]] = {name: log["timesteps"] for name, log in logs.items()}
     complete = [steps for steps in evaluated.values() if 0 < min_timesteps <= steps[-1]]
     measure = min(complete, key=len) if complete else max(evaluated.values(), key=len, default=np.zeros(0))
     n_needed = int((measure <= max_timesteps).sum())
     for name, steps in evaluated.items():
         if len(steps) < n_needed:
             dropped[name] = f"{len(steps)} evaluations, to step {steps[-1]:,}, where {n_needed} are needed"
-    used = [name for name in evaluated if name not in dropped]
-    print(f"{folder}, {env}: using {', '.join(used) or 'no runs'}")
+    n_episodes = {name: log["results"].shape[1] for name, log in logs.items() if name not in dropped}
+    print(f"{folder}, {env}: using {', '.join(n_episodes) or 'no runs'}")
     for name, reason in dropped.items():
         print(f"{folder}, {env}: dropping {name}, which has {reason}")
-    kinds = {n_episodes[name] for name in used}
-    if len(kinds) > 1 or (len(used) == 1 and kinds == {1}):
-        counts = ", ".join(f"{name} has {n_episodes[name]}" for name in used)
-        raise ValueError(
-            f"runs must have the same number of episodes in evaluations (--eval-episodes), a single run two or more, "
-            f"but {counts}: move some out of {folder}"
-        )
-    return len(used)
+    if len({*n_episodes.values()}) > 1 or list(n_episodes.values()) == [1]:
+        counts = ", ".join(f"{name} has {number}" for name, number in n_episodes.items())
+        needed = "runs must have the same number of episodes in evaluations (--eval-episodes), a single run two or more"
+        raise ValueError(f"{needed}, but {counts}: move some out of {folder}")
+    return len(n_episodes)
 
 
 class PlotFromFileParser(PlotParser):
-    """Arguments of the Zoo's `plot_from_file`. Refuses results that it cannot draw."""
+    """Arguments of the Zoo's `plot_from_file`. Refuses results that it would fail on, and a choice of none."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed = super().parse_args(args, namespace)
@@ -127,44 +122,27 @@ class PlotFromFileParser(PlotParser):
         for file in parsed.merge:
             for env, others in pickle.loads(Path(file).read_bytes()).items():
                 results.get(env, {}).update(others)
-        check_results(results, parsed)
-        return parsed
-
-
-def check_results(results: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
-    """Refuse results that the Zoo's `plot_from_file` would fail on, and arguments that choose none."""
-    first = next(iter(results.values()), {})
-    keys = [key for key in first if key not in args.skip_keys and key in (args.keep_keys or first)]
-    envs = [env for env in results if env not in args.skip_envs and env in (args.keep_envs or results)]
-    if not keys or not envs:
-        raise ValueError(f"nothing is left to draw of {', '.join(results)} with {', '.join(first) or 'no results'}")
-    if args.labels is not None and len(args.labels) != len(keys):
-        raise ValueError(f"-l must be {len(keys)} labels, one each for {', '.join(keys)}, got {len(args.labels)}")
-    for key in keys:
-        for env in envs:
+        first: dict[str, Any] = next(iter(results.values()), {})
+        keys = [key for key in first if key not in parsed.skip_keys and key in (parsed.keep_keys or first)]
+        envs = [env for env in results if env not in parsed.skip_envs and env in (parsed.keep_envs or results)]
+        if not keys or not envs:
+            raise ValueError(f"nothing is left to draw of {', '.join(results)} with {', '.join(first) or 'no results'}")
+        if parsed.labels is not None and len(parsed.labels) != len(keys):
+            raise ValueError(f"-l must be {len(keys)} labels, one each for {', '.join(keys)}, got {len(parsed.labels)}")
+        for key, env in product(keys, envs):
             if key not in results[env]:
                 raise ValueError(f"there are no results of {key} on {env}: --skip-keys and --skip-envs leave some out")
             if np.ndim(results[env][key]["last_evals"]) == 0:
-                raise ValueError(
-                    f"{key} has one run on {env}, or one episode in each evaluation: two are needed at least. Train "
-                    "with other seeds (--seed) or more episodes (--eval-episodes), or leave it out (--skip-keys)"
-                )
-
-
-class TableWriter(pytablewriter.MarkdownTableWriter):
-    """A table without scores of what was not run, for which the Zoo writes 0."""
-
-    def write_table(self, **kwargs: Any) -> None:
-        """As in pytablewriter."""
-        self.value_matrix = [["-" if cell == "0.0 +/- 0.0" else cell for cell in row] for row in self.value_matrix]
-        super().write_table(**kwargs)
+                found = f"{key} has one run on {env}, or one episode in each evaluation: two are needed at least"
+                hint = "Train with other seeds (--seed) or more episodes (--eval-episodes), or leave it out"
+                raise ValueError(f"{found}. {hint} (--skip-keys)")
+        return parsed
 
 
 def run(plot: Callable[[], None], parser: type[PlotParser] = PlotParser) -> None:
     """Call a function of the Zoo that shows figures. Without a display they are written to PNG files."""
     with ExitStack() as stack:
         stack.enter_context(replaced_parser(import_module(plot.__module__), parser))
-        stack.enter_context(replaced(pytablewriter, MarkdownTableWriter=TableWriter))
         if plt.get_backend() not in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
             stack.enter_context(replaced(plt, show=save_figures))
             stack.enter_context(replaced(FigureManagerBase, set_window_title=set_label))
@@ -189,15 +167,14 @@ def load_results(folder: str) -> DataFrame:
         parts.setdefault(int(number), [int(steps), 0])[1] += len(read_csv(path, skiprows=1))
     if not parts or not log.is_file():
         return results
-    timesteps, kept = read_csv(log)["timesteps"], np.ones(len(results), dtype=bool)
-    first = n_kept = 0
+    timesteps, kept, n_before = read_csv(log)["timesteps"], np.zeros(0, dtype=bool), 0
     for part in sorted(parts):
         # A later part may have begun before this one did
         start = min(steps for later, (steps, _) in parts.items() if later >= part)
-        n_before = max(int((timesteps <= start).sum()), n_kept)
-        kept[first + n_before - n_kept : first + parts[part][1]] = False
-        first, n_kept = first + parts[part][1], n_before
-    return results[kept].reset_index(drop=True)
+        n_until = int((timesteps <= start).sum())
+        kept = np.append(kept, np.arange(parts[part][1]) < n_until - n_before)
+        n_before = n_until
+    return results[np.append(kept, np.ones(len(results) - len(kept), dtype=bool))].reset_index(drop=True)
 
 
 def all_plots() -> None:
@@ -225,13 +202,16 @@ def true_figures() -> Iterator[None]:
         return normalize_score(scores, env_id)
 
     def true_title(label: str, **kwargs: Any) -> Any:
-        # The Zoo says so of all environments
-        return title("Last evaluation" if label == "PyBullet envs" else label, **kwargs)
+        return title("Last evaluation" if label == "PyBullet envs" else label, **kwargs)  # the Zoo says so of all
 
     def true_show() -> None:
-        texts = [text for number in plt.get_fignums() for text in plt.figure(number).findobj(Text)]
-        for text in texts if not normalized else ():
-            text.set_text(text.get_text().replace("Normalized Score", "Score"))
+        for figure in map(plt.figure, plt.get_fignums()):
+            figure.set_figheight(max(figure.get_figheight(), 3))  # otherwise the label of two bars lies on the ticks
+            for artist in [] if normalized else figure.findobj():
+                if isinstance(artist, Text):
+                    artist.set_text(artist.get_text().replace("Normalized Score", "Score"))
+                elif isinstance(artist, Axes) and artist.get_title() == "Optimality Gap":
+                    artist.remove()
         show()
 
     def create_performance_profile(scores: dict[str, Any], thresholds: npt.NDArray[Any], **kwargs: Any) -> Any:
@@ -242,21 +222,12 @@ def true_figures() -> Iterator[None]:
             thresholds[:] = np.linspace(values.min() - margin, values.max() + margin, len(thresholds))
         return create_profile(scores, thresholds, **kwargs)
 
-    def plot_interval_estimates(scores: Any, intervals: Any, metric_names: list[str], **kwargs: Any) -> Any:
-        n = len(metric_names) - (not normalized)  # without "Optimality Gap", the last one
-        # Otherwise the label lies on the ticks
-        kwargs["row_height"] = max(kwargs["row_height"], 3 / len(scores))
-        scores = {algo: score[:n] for algo, score in scores.items()}
-        intervals = {algo: interval[:, :n] for algo, interval in intervals.items()}
-        return plot_intervals(scores, intervals, metric_names[:n], **kwargs)
-
     with ExitStack() as stack:
         stack.enter_context(replaced(plt, title=true_title, show=true_show))
         stack.enter_context(replaced(zoo, normalize_score=normalize))
         if zoo.rly is not None:  # otherwise rliable is not installed, of which the Zoo tells
-            create_profile, plot_intervals = zoo.rly.create_performance_profile, zoo.plot_utils.plot_interval_estimates
+            create_profile = zoo.rly.create_performance_profile
             stack.enter_context(replaced(zoo.rly, create_performance_profile=create_performance_profile))
-            stack.enter_context(replaced(zoo.plot_utils, plot_interval_estimates=plot_interval_estimates))
         stack.enter_context(warnings.catch_warnings())
         # It asks to change the Zoo's source
         warnings.filterwarnings("ignore", message=".* not found for normalizing scores")
