@@ -17,12 +17,14 @@ import yaml
 from algos import flat_parameters, make_model
 from envs import CatchEnv, RandomEnv
 from gymnasium import spaces
+from masked_envs import MaskedEnv
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
+import sb3_dapo
 from sb3_dapo import DAPO
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until
 from sb3_dapo.distributed import ActorVecEnv
@@ -80,6 +82,16 @@ def images(seed: int) -> VecEnv:
     return VecFrameStack(make_vec_env(CatchEnv, N_ENVS, seed=seed), 4)
 
 
+def atari(seed: int) -> VecEnv:
+    from sb3_dapo.atari_vec_env import AtariVecEnv
+
+    return AtariVecEnv("BreakoutNoFrameskip-v4", N_ENVS, seed)
+
+
+def masks(seed: int) -> VecEnv:
+    return make_vec_env(lambda: MaskedEnv(spaces.Discrete(5)), N_ENVS, seed=seed)
+
+
 def random_envs(seed: int, space: str = "floats") -> VecEnv:
     floats = spaces.Box(-1, 1, (3,))
     space = {"floats": floats, "dict": spaces.Dict({"a": floats, "b": spaces.Discrete(3)})}[space]
@@ -89,7 +101,7 @@ def random_envs(seed: int, space: str = "floats") -> VecEnv:
 def train(env: VecEnv, policy: str = "MlpPolicy", n_updates: int = 4, **settings: Any) -> DAPO:
     callback = settings.pop("callback", None)
     settings = {"n_steps": N_STEPS, "batch_size": 8, "learning_rate": 0.01, **settings}
-    model = make_model(DAPO, policy, env, **settings)
+    model = make_model(getattr(sb3_dapo, settings.pop("algo", "DAPO")), policy, env, **settings)
     return model.learn(n_updates * getattr(env, "n_sources", 1) * N_STEPS * env.num_envs, callback)
 
 
@@ -106,13 +118,21 @@ CASES: dict[str, tuple[Callable[[int], VecEnv], str, dict[str, Any]]] = {
     "frames": (images, "CnnPolicy", {"optimize_memory_usage": True, "policy_kwargs": SMALL_CNN}),
     "truncation": (random_envs, "MlpPolicy", {"n_rollouts": 2}),
     "gSDE": (random_envs, "MlpPolicy", {"use_sde": True, "sde_sample_freq": 4}),
+    "Atari": (atari, "CnnPolicy", {"n_rollouts": 2, "optimize_memory_usage": True, "policy_kwargs": SMALL_CNN}),
+    "recurrent": (cart_poles, "MlpLstmPolicy", {"algo": "RecurrentDAPO", "n_rollouts": 2, "sequence_length": 8}),
+    "masks": (masks, "MlpPolicy", {"algo": "MaskableDAPO", "n_rollouts": 2}),
     "Dict": (partial(random_envs, space="dict"), "MultiInputPolicy", {"n_rollouts": 2}),
 }
+
+
+NEEDED = {"Atari": "ale_py", "recurrent": "sb3_contrib", "masks": "sb3_contrib"}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_actor_equals_one_process(actors: Make, case: str) -> None:
     make_env, policy, settings = CASES[case]
+    if case in NEEDED:
+        pytest.importorskip(NEEDED[case])
 
     def run(env: VecEnv) -> list[Any]:
         model = train(env, policy, **settings)
