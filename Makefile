@@ -5,11 +5,13 @@
 # make clean   remove what the above have made, except logs/
 #
 # Other games, budgets and algorithms: make train ENV=PongNoFrameskip-v4 STEPS=2000000 ALGO=ppo SEED=1
+# With actors in processes of their own: make train ACTORS=2
 
 ENV = RoadRunnerNoFrameskip-v4
 STEPS = 150000
 ALGO = dapo
 SEED = 0
+ACTORS =
 
 PYTHON ?= python3
 VENV = .venv
@@ -21,7 +23,8 @@ LOGS = logs
 
 train: $(INSTALLED)
 	$(BIN)/sb3-dapo train --algo $(ALGO) --env $(ENV) -n $(STEPS) --seed $(SEED) --verbose 0 --progress \
-		-f $(LOGS) -tb $(LOGS)/tensorboard --eval-freq $$(($(STEPS) / 8)) --n-eval-envs 5
+		-f $(LOGS) -tb $(LOGS)/tensorboard --eval-freq $$(($(STEPS) / 8)) --n-eval-envs 5 \
+		$(if $(ACTORS),--actors $(ACTORS))
 	$(BIN)/sb3-dapo report --algo $(ALGO) --env $(ENV) -f $(LOGS) --seed $(SEED)
 
 # One thread for each of the two workers

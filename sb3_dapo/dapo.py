@@ -242,11 +242,13 @@ class DAPO(Checkpoints, HubModel, PPO):
                 setattr(self, name, float(getattr(self, name)))
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = RolloutRing
-        self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, **self._ring_settings()}
+        given = self.rollout_buffer_kwargs
+        self.rollout_buffer_kwargs = {**given, **self._ring_settings()}
         try:
             super()._setup_model()
         except AssertionError as error:
             raise ValueError(str(error)) from error
+        self.rollout_buffer_kwargs = given
         self._fixed = {name: getattr(self, name) for name in FIXED}
         self._applied_learning_rate = self.learning_rate
         self._own_controller: Controller | None = None
@@ -292,7 +294,8 @@ class DAPO(Checkpoints, HubModel, PPO):
 
     def _ring_settings(self) -> dict[str, Any]:
         """Arguments of the ring that are arguments here."""
-        return {name: getattr(self, name) for name in self.ring_arguments}
+        settings = {name: getattr(self, name) for name in self.ring_arguments}
+        return {**settings, "n_sources": getattr(self.env, "n_sources", 1)}
 
     def _apply_settings(self) -> None:
         """Bring all that was made of arguments up to date with them: they may be set between calls of ``learn``."""
@@ -353,8 +356,9 @@ class DAPO(Checkpoints, HubModel, PPO):
             self._compile()
         try:
             with self._collecting(callback):
-                if isinstance(env, RolloutSource):
-                    return self._collect_from(env, callback)
+                source = env if isinstance(env, RolloutSource) else env.unwrapped
+                if isinstance(source, RolloutSource):
+                    return self._collect_from(source, callback)
                 recording = RecordingCallback(callback, self, rollout_buffer)
                 with self._acting(env) as acting_env:
                     return super().collect_rollouts(acting_env, recording, rollout_buffer, n_rollout_steps)
@@ -395,6 +399,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         :return: whether training goes on
         """
         callback.on_rollout_start()
+        self.rollout_buffer.full = False
         for rollout in source.rollouts_for(self):
             dones = rollout.terminated | rollout.truncated
             all_infos = rollout.infos or [[{} for _ in row] for row in dones]
@@ -406,6 +411,7 @@ class DAPO(Checkpoints, HubModel, PPO):
                     return False
                 self._update_info_buffer(infos, step_dones)
             self.rollout_buffer.append(rollout)
+        self.rollout_buffer.full = True
         callback.on_rollout_end()
         return True
 

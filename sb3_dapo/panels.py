@@ -14,6 +14,12 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Reuse: age of the data in updates": ("train/policy_lag",),
     "1/η": ("train/divergence_coef",),
 }
+# And of runs with actors (docs/distributed.md)
+ACTOR_PANELS: dict[str, tuple[str, ...]] = {
+    "Actors: age of their rollouts": ("distributed/lag_mean", "distributed/lag_max"),
+    "Actors: alive, and lost so far": ("distributed/actors_alive", "distributed/restarts"),
+    "Share of time that the learner waited": ("distributed/wait_share",),
+}
 
 
 class TensorBoardPanels(BaseCallback):
@@ -28,8 +34,9 @@ class TensorBoardPanels(BaseCallback):
         outputs = [output for output in self.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
         if not outputs:
             raise ValueError("`tensorboard_log` of the model must be a folder for TensorBoardPanels, got None")
+        panels = PANELS | (ACTOR_PANELS if hasattr(self.training_env, "n_sources") else {})
         # TensorBoard takes the names as regular expressions, and matches their beginnings
-        charts = {title: ["Multiline", [f"^{re.escape(key)}$" for key in keys]] for title, keys in PANELS.items()}
+        charts = {title: ["Multiline", [f"^{re.escape(key)}$" for key in keys]] for title, keys in panels.items()}
         for output in outputs:
             output.writer.add_custom_scalars({"DAPO": charts})
 

@@ -137,6 +137,16 @@ def test_callbacks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "custom_scalars__config__" in accumulator.Tags()["tensors"]
 
 
+def test_rollout_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten updates, from files of another process."""
+    load("rollout_files")["main"](steps=10 * 512)
+    score, age = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"Score of the last \d+ episodes that the robot drove: \d+", score) and numbers(score)[0] > 20
+    updates, lag = numbers(age)
+    assert updates == 10 and 0 <= lag < 10
+    assert len(list(folder.glob("robot/policy_*.pkl"))) == 10
+
+
 def test_tune(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("optuna")
     load("tune")["main"](steps=2_048, n_trials=2)

@@ -424,7 +424,7 @@ class RolloutRing(RolloutRecorder):
         :param state: what :meth:`state_dict` gave, also that of version 0.1
         :raises ValueError: if it is of a buffer of another shape; the ring is then as it was
         """
-        shape = {"sequence_length": 1, **state["shape"]}
+        shape = {"n_sources": 1, "sequence_length": 1, **state["shape"]}
         for name, value in self._shape().items():
             if shape.get(name) != value:
                 raise ValueError(f"`{name}` of the saved rollouts is {shape.get(name)!r}, not {value!r}")
@@ -457,6 +457,7 @@ class RolloutRing(RolloutRecorder):
             "n_steps": self.buffer_size,
             "n_envs": self.n_envs,
             "n_rollouts": self.n_rollouts,
+            "n_sources": self.n_sources,
             "sequence_length": self.sequence_length,
             **{
                 name: f"{type(store).__name__} of {store.dtype} {store.shape}" for name, store in self._stores().items()

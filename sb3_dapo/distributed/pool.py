@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sb3_dapo.distributed import host
+import sb3_dapo.distributed.host as host
 from sb3_dapo.distributed.cluster import check_room, ray
 
 Ref: TypeAlias = "ray.ObjectRef[Any]"

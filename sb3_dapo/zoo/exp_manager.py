@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,15 @@ from sb3_dapo.arguments import SCHEDULED, arguments_of
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until, vec_normalize_of
 from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
-from sb3_dapo.zoo.parsers import BEST_MODEL, CHECKPOINT_PREFIX, checkpoint_steps, no_frameskip_id, read_saved
+from sb3_dapo.zoo.parsers import (
+    ACTOR_OPTIONS,
+    BEST_MODEL,
+    CHECKPOINT_PREFIX,
+    check_env,
+    checkpoint_steps,
+    no_frameskip_id,
+    read_saved,
+)
 from sb3_dapo.zoo.registration import CONF_FILES
 
 # Arguments that the Zoo gives to every algorithm itself
@@ -144,6 +153,13 @@ def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
         raise ValueError(f"there are no statistics of VecNormalize for {model_path}: {own} does not exist")
     read: VecNormalize = pickle.loads(own.read_bytes())
     return read
+
+
+def create_in_actor(manager: "ExperimentManager", n_envs: int, seed: int) -> VecEnv:
+    """The environments of an actor, which only the learner keeps a log of."""
+    check_env(manager.env_name.gym_id, vars(manager.args).get("gym_packages", ()))
+    manager.seed = seed
+    return manager.create_envs(n_envs, no_log=True)
 
 
 class RunLog(BaseCallback):
@@ -301,7 +317,10 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             self.save_freq = -1
         super().create_callbacks()  # type: ignore[no-untyped-call]
         if self.is_own_algo and save_freq > 0:
-            kept: dict[str, Any] = {"keep_last": None, "name_prefix": CHECKPOINT_PREFIX, "reset_envs": None}
+            # Actors that are not waited for have no run to equal, and need not begin anew
+            is_async = getattr(self.args, "actors", None) and not vars(self.args).get("sync")
+            kept: dict[str, Any] = {"keep_last": None, "name_prefix": CHECKPOINT_PREFIX}
+            kept["reset_envs"] = False if is_async else None
             self.callbacks.append(CheckpointCallback(save_freq, self.save_path, **kept))
         for callback in self.callbacks:
             if isinstance(callback, SB3CheckpointCallback):
@@ -383,6 +402,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.checkpoint is not None and not eval_env and not no_log:
             # Otherwise new ones would take their place
             self.kept_monitor_files = keep_monitor_files(Path(self.save_path), self.n_done)
+        if getattr(self.args, "actors", None) and not eval_env and not no_log:
+            return self._maybe_normalize(self._create_actors(n_envs), eval_env)
         if self.native_kwargs is None:
             return super().create_envs(n_envs, eval_env, no_log)
         from sb3_dapo.atari_vec_env import AtariVecEnv
@@ -390,6 +411,22 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         kwargs = {**self.native_kwargs, **(self.eval_env_kwargs if eval_env else self.env_kwargs)}
         kwargs |= {"n_stack": self.frame_stack or 1, "monitor_dir": None if eval_env or no_log else self.save_path}
         return self._maybe_normalize(AtariVecEnv(self.env_name.gym_id, n_envs, self.seed, **kwargs), eval_env)
+
+    def _create_actors(self, n_envs: int) -> VecEnv:
+        from sb3_dapo.distributed import ActorVecEnv
+
+        if self.normalize and self.frame_stack is not None:
+            raise ValueError("`--actors` must not be given where `normalize` and `frame_stack` are both set")
+        # EvalCallback expects evaluations in a VecEnv of the same kind
+        warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
+        # CheckpointCallback says that a resumed run differs, which is as it must be
+        warnings.filterwarnings("ignore", "The environments cannot be saved in mid-episode")
+        given = {name: value for name, value in vars(self.args).items() if name in ACTOR_OPTIONS}
+        given["address"] = given.pop("ray_address", None)
+        # Of the manager goes along what environments are made with
+        maker = copy(self)
+        maker.callbacks, maker.normalize, maker.trained_agent, maker.verbose = [], False, "", 0
+        return ActorVecEnv(partial(create_in_actor, maker, n_envs), self.args.actors, seed=self.seed, **given)
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
         if not (self.trained_agent and self.normalize) or self.checkpoint is not None:

@@ -5,6 +5,7 @@ import difflib
 import re
 from argparse import ArgumentParser
 from collections.abc import Iterable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -111,6 +112,8 @@ class Parser(ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+# Options of `train` that say what actors are like
+ACTOR_OPTIONS = {"ray_address", "cpus_per_actor", "sync", "rollout_timeout"}
 # Options of the Zoo's `train` that are others here
 CHANGED_OPTIONS: dict[str, dict[str, Any]] = {
     "--vec-env": {
@@ -139,6 +142,7 @@ class TrainParser(Parser):
         text = "go on with the latest run of --env from its newest checkpoint (see --save-freq), to the same total and "
         text += "with the same arguments unless others are given"
         super().add_argument("--resume", action="store_true", help=text)
+        self._add_actors()
         given, _ = self.parse_known_args(args)
         if given.resume:
             run = self._find_run_to_resume(given)
@@ -147,6 +151,10 @@ class TrainParser(Parser):
             parsed.resume = str(run)
             # Hyperparameters are those of the run, unless they shall be read anew
             parsed.keep_config = given.conf_file is None and given.trial_id is None
+        if parsed.actors is None and vars(parsed).keys() & ACTOR_OPTIONS:
+            self.error("--ray-address, --cpus-per-actor, --sync and --rollout-timeout are for runs with --actors")
+        if parsed.actors is not None and (parsed.algo not in CONF_FILES or parsed.optimize_hyperparameters):
+            self.error(f"--actors trains an algorithm of this package, {' or '.join(CONF_FILES)}, without -optimize")
         if parsed.tensorboard_log is None:
             parsed.tensorboard_log = str(Path(parsed.log_folder, "tensorboard"))
         if parsed.verbose is None:
@@ -157,6 +165,15 @@ class TrainParser(Parser):
             self.error("--trial-id needs the --storage and the --study-name that the trial belongs to")
         check_env(parsed.env, parsed.gym_packages)
         return parsed
+
+    def _add_actors(self) -> None:
+        # Those that are not given are left out, for the defaults of ActorVecEnv
+        add = partial(super().add_argument, default=argparse.SUPPRESS)
+        super().add_argument("--actors", type=positive, help="collect on so many actors of a Ray cluster")
+        add("--ray-address", metavar="HOST:PORT", help="address of a Ray cluster (default: one of this machine only)")
+        add("--cpus-per-actor", type=float, help="CPUs of each actor (default: 1)")
+        add("--sync", action="store_true", help="actors wait for the newest weights: the same seed is the same run")
+        add("--rollout-timeout", type=float, help="seconds after which an actor is replaced (default: 300)")
 
     def _find_run_to_resume(self, given: argparse.Namespace) -> Path:
         """Make the arguments of the run the defaults, to which those that are given are added."""

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from rl_zoo3.utils import get_saved_hyperparams
 from stable_baselines3.common.monitor import get_monitor_files
 from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, ts2xy, window_func
 
-from sb3_dapo.panels import PANELS
+from sb3_dapo.panels import ACTOR_PANELS, PANELS
 from sb3_dapo.zoo.evaluation import draw_evaluations
 from sb3_dapo.zoo.exp_manager import EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path
 from sb3_dapo.zoo.parsers import add_run_arguments, find_run
 
 # An estimate of more points is drawn faintly, with the moving average over its 50th part on top
 MAX_POINTS = 200
-EXACT = {"train/policy_lag", "train/divergence_coef"}  # what is set and not estimated
+EXACT = {"train/policy_lag", "train/divergence_coef", *chain(*ACTOR_PANELS.values())}  # what is set and not estimated
 
 # Wrappers outside of `Monitor` that repeat an action, 4 times by default, and their argument for how often
 FRAME_SKIPS = {
@@ -67,7 +68,7 @@ def read_frame_skip(hyperparams: dict[str, Any]) -> int:
 def draw_curve(axes: Axes, curve: Curve, key: str) -> None:
     """Draw what is logged by the name `key`."""
     steps, values = curve
-    label = key.removeprefix("train/")
+    label = key.removeprefix("train/").removeprefix("distributed/")
     if key in EXACT or len(steps) <= MAX_POINTS:
         axes.plot(steps, values, label=label)
     else:
@@ -80,7 +81,8 @@ def draw_curve(axes: Axes, curve: Curve, key: str) -> None:
 def plot_run(run_path: Path, tensorboard_path: Path, title: str, frame_skip: int = 1) -> Figure:
     """Score, divergence, KL, ratios and reuse side by side, without panels of values that were not logged."""
     curves = read_scalars(tensorboard_path)
-    panels = {name: [key for key in keys if key in curves] for name, keys in PANELS.items() if name != "Score"}
+    all_panels = PANELS | ACTOR_PANELS
+    panels = {name: [key for key in keys if key in curves] for name, keys in all_panels.items() if name != "Score"}
     panels = {name: keys for name, keys in panels.items() if keys}
     n_columns = min(len(panels) + 1, 3)
     n_rows = -(-(len(panels) + 1) // n_columns)

@@ -1,0 +1,271 @@
+"""Where the learner's rollouts come from: weights go out to the actors, rollouts come in."""
+
+import io
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dapo.buffers import FrameStacks, Rollout
+from sb3_dapo.checkpoint import get_random_states, set_random_states
+from sb3_dapo.dapo import DAPO
+from sb3_dapo.distributed.actor import CPU, Actor, Beginning, Collected, Publication, actor_seed
+from sb3_dapo.distributed.cluster import Cluster, ray
+from sb3_dapo.distributed.moments import merge
+from sb3_dapo.distributed.pool import ActorPool, Result
+
+
+class Source:
+    """
+    Parameters as in :class:`~sb3_dapo.distributed.ActorVecEnv`.
+
+    :param info_keys: what travels of the infos
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[int], VecEnv],
+        n_actors: int,
+        address: str | None,
+        cpus_per_actor: float,
+        sync: bool,
+        rollout_timeout: float,
+        info_keys: Sequence[str],
+        seed: int,
+    ) -> None:
+        self.sync = sync
+        #: whether the only actor draws from the random generators what this process would draw
+        self.is_alone = sync and n_actors == 1
+        self.seed: int | None = None  # for the next reset
+        self.last_seed: int | None = None  # of the last one
+        self.counts = [0] * n_actors  # rollouts that came from each actor
+        self._first_generations = [0] * n_actors  # at the last reset
+        self._begun = [-1] * n_actors  # generations that have begun episodes since
+        self._model: Any = None
+        self._model_key: tuple[int, float] | None = None  # of the model and the call of learn
+        self._equipped: set[tuple[int, int]] = set()  # actors, with generations, that have this model
+        self._publication: Any = None
+        self._number = self._first_number = 0  # of publications, in all and before this call of learn
+        self._n_merged = 0
+        self._merged_at: dict[int, int] = {}  # number of merges by publication
+        self._held: list[Result] = []  # came too early: for the next update
+        self._logged = (time.monotonic(), 0.0)
+        self.cluster = Cluster(address)
+        try:
+            factory = partial(Actor, make_env, max(int(cpus_per_actor), 1), tuple(info_keys))
+            options: dict[str, Any] = {"cpus_per_actor": cpus_per_actor, "task_timeout": rollout_timeout}
+            self.pool = ActorPool(factory, n_actors, seed=seed, **options)
+            self.pool.wait_until_ready()
+            self.description = self._agree(self.ask("describe"))
+        except BaseException:
+            self.close()
+            raise
+
+    def _agree(self, descriptions: list[Any]) -> Any:
+        for actor, description in enumerate(descriptions):
+            if description != descriptions[0]:
+                raise ValueError(
+                    "`make_env` must make the same number of environments and the same spaces for all actors, got "
+                    f"{descriptions[0]} for actor 0 and {description} for actor {actor}"
+                )
+        return descriptions[0]
+
+    def close(self) -> None:
+        if hasattr(self, "pool"):
+            self.pool.close()
+        self.cluster.close()
+
+    def ask(
+        self,
+        method: str,
+        arguments: Callable[[int], tuple[Any, ...]] = lambda actor: (),
+        actors: Sequence[int] | None = None,
+    ) -> list[Any]:
+        """
+        :param method: of :class:`~sb3_dapo.distributed.actor.Actor`
+        :param arguments: of the method, by actor
+        :param actors: None for all
+        :return: what each returns. It waits for rollouts that are under way, and keeps them
+        """
+        asked = range(len(self.counts)) if actors is None else actors
+        answers: dict[int, Any] = {}
+        while len(answers) < len(asked):
+            for actor in self.pool.idle:
+                if actor in asked and actor not in answers:
+                    self.pool.submit(actor, method, *arguments(actor))
+            for result in self.pool.drain():
+                if isinstance(result.value, Collected):
+                    self._held.append(result)
+                else:
+                    answers[result.actor] = result.value
+                    if method == "reset":
+                        self._begun[result.actor] = result.generation
+        return [answers[actor] for actor in asked]
+
+    def reset(self) -> Any:
+        """
+        Begin new episodes everywhere. Rollouts that are under way belong to the old ones, and are dropped.
+
+        :return: first observations of the first actor
+        """
+        self.last_seed, self.seed = self.seed, None
+        self._first_generations, self._begun = self.pool.generations, [-1] * len(self.counts)
+        # The learner's VecNormalize counts the observations that it sees
+        (first_obs, states), *_ = self.ask("reset", lambda actor: (self._beginning(actor, is_counted=actor == 0),))
+        self._held.clear()
+        if states is not None:
+            set_random_states(states, CPU)
+        return first_obs
+
+    def _beginning(self, actor: int, is_counted: bool = False) -> Beginning:
+        generation = self.pool.generations[actor] - self._first_generations[actor]
+        return Beginning(
+            seed=None if self.last_seed is None else actor_seed(self.last_seed, actor, generation),
+            random_states=self._random_states(),
+            is_counted=is_counted,
+        )
+
+    def _random_states(self) -> dict[str, Any] | None:
+        return get_random_states(CPU) if self.is_alone else None
+
+    # --- an update ------------------------------------------------------------------------------
+
+    def rollouts_for(self, model: DAPO) -> Iterator[Rollout]:
+        """
+        :param model: the learner
+        :return: as many rollouts as there are actors
+        """
+        self._publish(model)
+        lags, sizes, n_steps = [], [], 0
+        for result in self._in_order() if self.sync else self._as_they_come(model.n_rollouts):
+            rollout = self._accept(model, result)
+            lags.append(model._policy_version - rollout.version)
+            sizes.append(n_bytes(rollout))
+            n_steps += rollout.rewards.size
+            del result  # which holds memory of the object store
+            yield rollout
+        now, waited = time.monotonic(), self.pool.time_waited
+        seconds, seconds_waited = now - self._logged[0], waited - self._logged[1]
+        self._logged = now, waited
+        for name, value in {
+            "actors_alive": self.pool.n_alive,
+            "restarts": self.pool.n_restarts,
+            "rollouts_min": min(self.counts),
+            "rollouts_max": max(self.counts),
+            "lag_mean": np.mean(lags),
+            "lag_max": max(lags),
+            "wait_share": seconds_waited / seconds,
+            "steps_per_second": n_steps / seconds,
+            "bytes_per_rollout": np.mean(sizes),
+        }.items():
+            model.logger.record(f"distributed/{name}", value)
+
+    def _publish(self, model: DAPO) -> None:
+        key = id(model), model.start_time
+        if key != self._model_key:
+            file = io.BytesIO()
+            model.save(file)
+            self._model, self._model_key = ray.put((type(model), file.getvalue())), key
+            # What is under way is of other settings, or of another model
+            self._equipped, self._first_number, self._held = set(), self._number, []
+            self._merged_at = {}
+        self._number += 1
+        self._merged_at[self._number] = self._n_merged
+        parameters = {name: tensor.cpu() for name, tensor in model.policy.state_dict().items()}
+        fast = getattr(model.policy, "fast", None)
+        statistics = model.get_vec_normalize_env()
+        self._publication = ray.put(Publication(self._number, model._policy_version, parameters, fast, statistics))
+
+    def _submit(self, actors: Sequence[int]) -> None:
+        """Have actors collect, as far as they can."""
+        for actor in actors:
+            generation = self.pool.generations[actor]
+            has_begun = self._begun[actor] == generation
+            saved = None if (actor, generation) in self._equipped else self._model
+            beginning = None if has_begun else self._beginning(actor)
+            self.pool.submit(actor, "collect", self._publication, self._random_states(), beginning, saved)
+            self._begun[actor] = generation
+            self._equipped.add((actor, generation))
+
+    def _in_order(self) -> Iterator[Result]:
+        """One of each actor with the newest weights, in the order of the actors."""
+        results: dict[int, Result | None] = {}
+        for actor in range(len(self.counts)):
+            while actor not in results:
+                self._submit([idle for idle in self.pool.idle if idle not in results])
+                for result in self.pool.drain():
+                    if result.value.publication == self._number:
+                        results[result.actor] = result
+            in_turn, results[actor] = results[actor], None
+            assert in_turn is not None
+            yield in_turn
+
+    def _as_they_come(self, most: int) -> Iterator[Result]:
+        """
+        As many as there are actors alive. Whoever is done gets the newest weights and goes on, also while the learner
+        trains.
+
+        :param most: rollouts of one actor that are kept. What comes above that waits for the next update, as it would
+            take the place of one that has not been trained on
+        """
+        taken: Counter[int] = Counter()
+        while self._held and not self._is_enough(taken):
+            result = self._held.pop(0)
+            taken[result.actor] += 1
+            self._submit_free()
+            yield result
+        while not self._is_enough(taken):
+            self._submit_free()
+            for result in self.pool.drain():
+                if result.value.publication <= self._first_number:
+                    continue
+                if taken[result.actor] == most:
+                    self._held.append(result)
+                else:
+                    taken[result.actor] += 1
+                    self._submit_free()
+                    yield result
+                if self._is_enough(taken):
+                    break
+
+    def _is_enough(self, taken: Counter[int]) -> bool:
+        alive, held = [*self.pool.idle, *self.pool.busy], {result.actor for result in self._held}
+        if taken.total() >= max(len(alive), 1):
+            return True
+        # Some may hang: at the latest when half of the actors can give no more, and the others have given nothing
+        others = [actor for actor in alive if actor not in held]
+        return taken.total() > 0 and len(held) >= len(others) and not any(taken[actor] for actor in others)
+
+    def _submit_free(self) -> None:
+        held = {result.actor for result in self._held}
+        self._submit([actor for actor in self.pool.idle if actor not in held])
+
+    def _accept(self, model: DAPO, result: Result) -> Rollout:
+        collected: Collected = result.value
+        normalize = model.get_vec_normalize_env()
+        if normalize is not None and collected.moments is not None:
+            merge(normalize, collected.moments, self._merged_at[collected.publication] == self._n_merged)
+            self._n_merged += 1
+        if collected.random_states is not None:
+            set_random_states(collected.random_states, CPU)
+        self.counts[result.actor] += 1
+        # Callbacks may change rewards, but memory of the object store cannot be written to
+        return replace(collected.rollout, rewards=collected.rollout.rewards.copy())
+
+
+def n_bytes(rollout: Rollout) -> int:
+    """:return: size of the arrays of a rollout"""
+
+    def size(value: Any) -> int:
+        if isinstance(value, dict):
+            return sum(map(size, value.values()))
+        if isinstance(value, FrameStacks):
+            return value.frames.nbytes + value.positions.nbytes
+        return value.nbytes if isinstance(value, np.ndarray) else 0
+
+    return sum(size(getattr(rollout, field.name)) for field in fields(rollout))
