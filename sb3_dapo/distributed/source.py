@@ -52,7 +52,6 @@ class Source:
         self._publication: Any = None
         self._number = self._first_number = 0  # of publications, in all and before this call of learn
         self._n_merged = 0
-        self._merged_at: dict[int, int] = {}  # number of merges by publication
         self._held: list[Result] = []  # came too early: for the next update
         self._logged = (time.monotonic(), 0.0)
         self.cluster = Cluster(address)
@@ -61,19 +60,16 @@ class Source:
             options: dict[str, Any] = {"cpus_per_actor": cpus_per_actor, "task_timeout": rollout_timeout}
             self.pool = ActorPool(factory, n_actors, seed=seed, **options)
             self.pool.wait_until_ready()
-            self.description = self._agree(self.ask("describe"))
+            self.description, *others = self.ask("describe")
+            for actor, other in enumerate(others, 1):
+                if other != self.description:
+                    raise ValueError(
+                        "`make_env` must make the same number of environments and the same spaces for all actors, got "
+                        f"{self.description} for actor 0 and {other} for actor {actor}"
+                    )
         except BaseException:
             self.close()
             raise
-
-    def _agree(self, descriptions: list[Any]) -> Any:
-        for actor, description in enumerate(descriptions):
-            if description != descriptions[0]:
-                raise ValueError(
-                    "`make_env` must make the same number of environments and the same spaces for all actors, got "
-                    f"{descriptions[0]} for actor 0 and {description} for actor {actor}"
-                )
-        return descriptions[0]
 
     def close(self) -> None:
         if hasattr(self, "pool"):
@@ -173,13 +169,17 @@ class Source:
             self._model, self._model_key = ray.put((type(model), file.getvalue())), key
             # What is under way is of other settings, or of another model
             self._equipped, self._first_number, self._held = set(), self._number, []
-            self._merged_at = {}
         self._number += 1
-        self._merged_at[self._number] = self._n_merged
-        parameters = {name: tensor.cpu() for name, tensor in model.policy.state_dict().items()}
-        fast = getattr(model.policy, "fast", None)
-        statistics = model.get_vec_normalize_env()
-        self._publication = ray.put(Publication(self._number, model._policy_version, parameters, fast, statistics))
+        self._publication = ray.put(
+            Publication(
+                number=self._number,
+                version=model._policy_version,
+                parameters={name: tensor.cpu() for name, tensor in model.policy.state_dict().items()},
+                fast=getattr(model.policy, "fast", None),
+                statistics=model.get_vec_normalize_env(),
+                n_merged=self._n_merged,
+            )
+        )
 
     def _submit(self, actors: Sequence[int]) -> None:
         """Have actors collect, as far as they can."""
@@ -249,7 +249,7 @@ class Source:
         collected: Collected = result.value
         normalize = model.get_vec_normalize_env()
         if normalize is not None and collected.moments is not None:
-            merge(normalize, collected.moments, self._merged_at[collected.publication] == self._n_merged)
+            merge(normalize, collected.moments, is_newest=collected.n_merged == self._n_merged)
             self._n_merged += 1
         if collected.random_states is not None:
             set_random_states(collected.random_states, CPU)
