@@ -317,6 +317,12 @@ class Troubled(gym.Wrapper):
         super().__init__(env)
         self.trouble, self.step_of_trouble, self.seconds, self.n_steps = trouble, step, seconds, 0
 
+    def reset(self, **kwargs: Any) -> Any:
+        if self.trouble == "reset":
+            self.trouble = ""
+            raise KeyError("no key")
+        return self.env.reset(**kwargs)
+
     def step(self, action: Any) -> Any:
         time.sleep(self.seconds)
         observation, reward, terminated, truncated, info = self.env.step(action)
@@ -358,6 +364,20 @@ def test_faults_of_environments(actors: Make, trouble: str, message: str, sync: 
     with pytest.raises(WorkerError, match=rf"actor 1 on \S+, process \d+: RolloutError: .*{message}"):
         model.learn(10 * 2 * N_STEPS * N_ENVS)
     assert model.num_timesteps >= N_STEPS * N_ENVS
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_training_after_a_fault(actors: Make, sync: bool) -> None:
+    """What other actors answered meanwhile is not taken for something else."""
+    env = actors(partial(troubled, trouble="reset"), 3, sync=sync)
+    model = make_model(DAPO, "MlpPolicy", env, n_steps=N_STEPS)
+    with pytest.raises(WorkerError, match="actor 1 on .*KeyError: 'no key'"):
+        model.learn(1)
+    assert env.get_attr("seconds") == [0.0] * N_ENVS
+    model.learn(3 * 3 * N_STEPS * N_ENVS)
+    assert model._policy_version >= 3
+    with pytest.raises(WorkerError, match="actor 1 on .*AttributeError"):
+        env._source.ask("no such method", actors=[1])
 
 
 def not_a_vec_env(seed: int) -> Any:

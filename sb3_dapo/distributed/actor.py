@@ -125,6 +125,10 @@ class Actor:
         self.beginning = Beginning()
         self.first_obs: Any = None
 
+    def answer(self, number: int, method: str, *args: Any) -> tuple[int, Any]:
+        """:return: the number of the question, and what a method of this class returns"""
+        return number, getattr(self, method)(*args)
+
     def describe(self) -> tuple[int, Any, Any]:
         """:return: number of environments, observation space, action space"""
         return self.env.num_envs, self.env.observation_space, self.env.action_space

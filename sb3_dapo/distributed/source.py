@@ -51,7 +51,7 @@ class Source:
         self._equipped: set[tuple[int, int]] = set()  # actors, with generations, that have this model
         self._publication: Any = None
         self._number = self._first_number = 0  # of publications, in all and before this call of learn
-        self._n_merged = 0
+        self._n_merged = self._n_asked = 0
         self._held: list[Result] = []  # came too early: for the next update
         self._logged = (time.monotonic(), 0.0)
         self.cluster = Cluster(address)
@@ -90,15 +90,16 @@ class Source:
         """
         asked = range(len(self.counts)) if actors is None else actors
         answers: dict[int, Any] = {}
+        self._n_asked += 1
         while len(answers) < len(asked):
             for actor in self.pool.idle:
                 if actor in asked and actor not in answers:
-                    self.pool.submit(actor, method, *arguments(actor))
+                    self.pool.submit(actor, "answer", self._n_asked, method, *arguments(actor))
             for result in self.pool.drain():
                 if isinstance(result.value, Collected):
                     self._held.append(result)
-                else:
-                    answers[result.actor] = result.value
+                elif result.value[0] == self._n_asked:  # not of a question that ended with an error
+                    answers[result.actor] = result.value[1]
                     if method == "reset":
                         self._begun[result.actor] = result.generation
         return [answers[actor] for actor in asked]
@@ -198,9 +199,8 @@ class Source:
         for actor in range(len(self.counts)):
             while actor not in results:
                 self._submit([idle for idle in self.pool.idle if idle not in results])
-                for result in self.pool.drain():
-                    if result.value.publication == self._number:
-                        results[result.actor] = result
+                for result in self._drain(self._number):
+                    results[result.actor] = result
             in_turn, results[actor] = results[actor], None
             assert in_turn is not None
             yield in_turn
@@ -221,9 +221,7 @@ class Source:
             yield result
         while not self._is_enough(taken):
             self._submit_free()
-            for result in self.pool.drain():
-                if result.value.publication <= self._first_number:
-                    continue
+            for result in self._drain(self._first_number + 1):
                 if taken[result.actor] == most:
                     self._held.append(result)
                 else:
@@ -240,6 +238,12 @@ class Source:
         # Some may hang: at the latest when half of the actors can give no more, and the others have given nothing
         others = [actor for actor in alive if actor not in held]
         return taken.total() > 0 and len(held) >= len(others) and not any(taken[actor] for actor in others)
+
+    def _drain(self, first: int) -> Iterator[Result]:
+        """:return: rollouts that have come, collected with this publication or a later one"""
+        for result in self.pool.drain():
+            if isinstance(result.value, Collected) and result.value.publication >= first:
+                yield result
 
     def _submit_free(self) -> None:
         held = {result.actor for result in self._held}
