@@ -31,10 +31,10 @@ from sb3_dapo import DAPO
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until
 from sb3_dapo.distributed import ActorVecEnv
 
-pytest.importorskip("ray", reason="the extra `ray` is not installed")
+ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
-from sb3_dapo.distributed.actor import actor_seed
-from sb3_dapo.distributed.pool import WorkerError
+from sb3_dapo.distributed.actor import actor_seed  # noqa: E402
+from sb3_dapo.distributed.pool import WorkerError  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("ray_cluster"),
@@ -254,7 +254,7 @@ def test_statistics_are_those_of_all_that_was_seen(three: ActorVecEnv) -> None:
 
 
 class Slow(BaseCallback):
-    """A learner that takes so long that all actors are done."""
+    """A learner that takes so long, after a rollout, that all actors are done."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,7 +264,10 @@ class Slow(BaseCallback):
         self.logged.append(
             {key[12:]: value for key, value in self.logger.name_to_value.items() if key.startswith("distributed/")}
         )
-        time.sleep(0.3)
+        source = self.training_env.unwrapped._source  # type: ignore[attr-defined]
+        pending = list(source.pool._pending)
+        time.sleep(0.1)
+        assert len(ray.wait(pending, num_returns=len(pending), timeout=60.0)[0]) == len(pending)
 
     def _on_step(self) -> bool:
         return True
@@ -289,7 +292,7 @@ def test_lag_is_bounded_and_nobody_starves(three: ActorVecEnv, n_rollouts: int) 
     assert 0 <= last["wait_share"] <= 1
     # Observations, actions and nine numbers for each step, and those of the ends
     assert N_STEPS * N_ENVS * 4 * (3 + 2 + 5) < last["bytes_per_rollout"] < N_STEPS * N_ENVS * 4 * (3 + 2 + 10)
-    assert 0 < last["steps_per_second"] < 3 * N_STEPS * N_ENVS / 0.3
+    assert 0 < last["steps_per_second"] < 3 * N_STEPS * N_ENVS / 0.1
 
 
 def test_training_goes_on_with_another_model(three: ActorVecEnv) -> None:
@@ -362,7 +365,7 @@ def test_faults_of_environments(actors: Make, trouble: str, message: str, sync: 
     env = actors(partial(troubled, trouble=trouble), 2, sync=sync)
     model = make_model(DAPO, "MlpPolicy", env, n_steps=N_STEPS)
     with pytest.raises(WorkerError, match=rf"actor 1 on \S+, process \d+: RolloutError: .*{message}"):
-        model.learn(10 * 2 * N_STEPS * N_ENVS)
+        model.learn(10_000 * N_STEPS * N_ENVS)
     assert model.num_timesteps >= N_STEPS * N_ENVS
 
 
@@ -376,8 +379,8 @@ def test_training_after_a_fault(actors: Make, sync: bool) -> None:
     assert env.get_attr("seconds") == [0.0] * N_ENVS
     model.learn(3 * 3 * N_STEPS * N_ENVS)
     assert model._policy_version >= 3
-    with pytest.raises(WorkerError, match="actor 1 on .*AttributeError"):
-        env._source.ask("no such method", actors=[1])
+    with pytest.raises(WorkerError, match="actor . on .*AttributeError"):
+        env._source.ask("no such method")
 
 
 def not_a_vec_env(seed: int) -> Any:

@@ -77,24 +77,19 @@ class Source:
         self.cluster.close()
 
     def ask(
-        self,
-        method: str,
-        arguments: Callable[[int], tuple[Any, ...]] = lambda actor: (),
-        actors: Sequence[int] | None = None,
+        self, method: str, arguments: Callable[[int], tuple[Any, ...]] = lambda actor: (), only_one: bool = False
     ) -> list[Any]:
         """
         :param method: of :class:`~sb3_dapo.distributed.actor.Actor`
         :param arguments: of the method, by actor
-        :param actors: None for all
+        :param only_one: ask the first of those that are alive, not all
         :return: what each returns. It waits for rollouts that are under way, and keeps them
         """
-        asked = range(len(self.counts)) if actors is None else actors
         answers: dict[int, Any] = {}
         self._n_asked += 1
-        while len(answers) < len(asked):
-            for actor in self.pool.idle:
-                if actor in asked and actor not in answers:
-                    self.pool.submit(actor, "answer", self._n_asked, method, *arguments(actor))
+        while not answers or not set(self._alive()[: 1 if only_one else None]) <= set(answers):
+            for actor in set(self.pool.idle) & set(self._alive()[: 1 if only_one else None]) - set(answers):
+                self.pool.submit(actor, "answer", self._n_asked, method, *arguments(actor))
             for result in self.pool.drain():
                 if isinstance(result.value, Collected):
                     self._held.append(result)
@@ -102,18 +97,23 @@ class Source:
                     answers[result.actor] = result.value[1]
                     if method == "reset":
                         self._begun[result.actor] = result.generation
-        return [answers[actor] for actor in asked]
+        return [answers[actor] for actor in sorted(answers)]
+
+    def _alive(self) -> list[int]:
+        return sorted([*self.pool.idle, *self.pool.busy])
 
     def reset(self) -> Any:
         """
-        Begin new episodes everywhere. Rollouts that are under way belong to the old ones, and are dropped.
+        Begin new episodes everywhere. Rollouts that are under way belong to the old ones, and are dropped. Actors that
+        are being replaced begin anew when they are there.
 
         :return: first observations of the first actor
         """
         self.last_seed, self.seed = self.seed, None
         self._first_generations, self._begun = self.pool.generations, [-1] * len(self.counts)
         # The learner's VecNormalize counts the observations that it sees
-        (first_obs, states), *_ = self.ask("reset", lambda actor: (self._beginning(actor, is_counted=actor == 0),))
+        seen = min(self._alive(), default=0)
+        (first_obs, states), *_ = self.ask("reset", lambda actor: (self._beginning(actor, is_counted=actor == seen),))
         self._held.clear()
         if states is not None:
             set_random_states(states, CPU)
@@ -232,7 +232,7 @@ class Source:
                     break
 
     def _is_enough(self, taken: Counter[int]) -> bool:
-        alive, held = [*self.pool.idle, *self.pool.busy], {result.actor for result in self._held}
+        alive, held = self._alive(), {result.actor for result in self._held}
         if taken.total() >= max(len(alive), 1):
             return True
         # Some may hang: at the latest when half of the actors can give no more, and the others have given nothing
