@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sb3_dapo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy  # noqa: F401
     from sb3_dapo.recurrent import RecurrentDAPO  # noqa: F401
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where the names are defined. Modules are imported on first use: `sb3-dapo --help` needs no PyTorch
 _MODULES = {

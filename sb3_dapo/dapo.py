@@ -130,6 +130,8 @@ class DAPO(Checkpoints, HubModel, PPO):
     }
     argument_ranges: ClassVar[dict[str, Range]] = RANGES
     """What its arguments that are numbers may be."""
+    ring_arguments: ClassVar[tuple[str, ...]] = ("n_rollouts", "optimize_memory_usage")
+    """Which of its arguments are those of the ring."""
     acting_policy_class: ClassVar[type[ActingPolicy] | None] = None
     """What stands for the policy while a rollout is collected, if it is not the policy itself."""
 
@@ -209,7 +211,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         _check_env(env, is_needed=_init_setup_model)
         check("policy", policy, isinstance(policy, str | type), "the name of a policy or a class")
         check_number("n_steps", n_steps, self.argument_ranges["n_steps"])  # with which PPO computes
-        for name in ("n_rollouts", "optimize_memory_usage"):
+        for name in self.ring_arguments:
             is_once = name not in (rollout_buffer_kwargs or {})
             allowed = f"without {name!r}, an argument of {type(self).__name__}"
             check("rollout_buffer_kwargs", rollout_buffer_kwargs, is_once, allowed)
@@ -240,11 +242,13 @@ class DAPO(Checkpoints, HubModel, PPO):
                 setattr(self, name, float(getattr(self, name)))
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = RolloutRing
-        self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, **self._ring_settings()}
+        given = self.rollout_buffer_kwargs
+        self.rollout_buffer_kwargs = {**given, **self._ring_settings()}
         try:
             super()._setup_model()
         except AssertionError as error:
             raise ValueError(str(error)) from error
+        self.rollout_buffer_kwargs = given
         self._fixed = {name: getattr(self, name) for name in FIXED}
         self._applied_learning_rate = self.learning_rate
         self._own_controller: Controller | None = None
@@ -290,11 +294,8 @@ class DAPO(Checkpoints, HubModel, PPO):
 
     def _ring_settings(self) -> dict[str, Any]:
         """Arguments of the ring that are arguments here."""
-        return {
-            "n_rollouts": self.n_rollouts,
-            "n_sources": getattr(self.env, "n_sources", 1),
-            "optimize_memory_usage": self.optimize_memory_usage,
-        }
+        settings = {name: getattr(self, name) for name in self.ring_arguments}
+        return {**settings, "n_sources": getattr(self.env, "n_sources", 1)}
 
     def _apply_settings(self) -> None:
         """Bring all that was made of arguments up to date with them: they may be set between calls of ``learn``."""

@@ -9,7 +9,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dapo import RecurrentDAPO
 from sb3_dapo.recurrent import MlpLstmPolicy
-from sb3_dapo.recurrent.policies import process_sequences
 
 FLOATS = spaces.Box(-1, 1, (3,))
 ACTION_SPACES = {
@@ -49,9 +48,14 @@ def make_recurrent(env: Any = None, cls: type[RecurrentDAPO] = RecurrentDAPO, **
 class Forgetful(MlpLstmPolicy):
     """Its state is always zero."""
 
-    @staticmethod
-    def _process_sequence(features: th.Tensor, states: Any, starts: th.Tensor, lstm: th.nn.LSTM) -> Any:
-        return process_sequences(features, states, th.ones_like(starts), lstm)
+    def forward(self, obs: Any, lstm_states: Any, episode_starts: th.Tensor, deterministic: bool = False) -> Any:
+        return super().forward(obs, lstm_states, th.ones_like(episode_starts), deterministic)
+
+    def evaluate_actions(self, obs: Any, actions: Any, lstm_states: Any, episode_starts: th.Tensor) -> Any:
+        return super().evaluate_actions(obs, actions, lstm_states, th.ones_like(episode_starts))
+
+    def predict_values(self, obs: Any, lstm_states: Any, episode_starts: th.Tensor) -> th.Tensor:
+        return super().predict_values(obs, lstm_states, th.ones_like(episode_starts))
 
 
 def assert_same_parameters(first: Any, second: Any) -> None:

@@ -33,7 +33,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from sb3_dapo import DAPO, RecurrentDAPO
 from sb3_dapo.loss import dapo_loss
 from sb3_dapo.recurrent import LstmPolicy, MlpLstmPolicy
-from sb3_dapo.recurrent.policies import process_sequences
+from sb3_dapo.recurrent.policies import Sequences
 
 
 class Doubled(FlattenExtractor):
@@ -53,9 +53,7 @@ def random_states(policy: LstmPolicy, n_sequences: int) -> th.Tensor:
     return th.randn(n_sequences, *policy.states_shape, dtype=th.float64)
 
 
-def step_by_step(
-    lstm: th.nn.LSTM, inputs: th.Tensor, states: Any, starts: th.Tensor
-) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor]]:
+def step_by_step(lstm: th.nn.LSTM, inputs: th.Tensor, states: Any, starts: th.Tensor) -> th.Tensor:
     """What an LSTM does with sequences ``(S, L, F)``, written as plainly as possible."""
     hidden, cell = states
     outputs = []
@@ -63,7 +61,7 @@ def step_by_step(
         kept = (1 - starts[:, t])[None, :, None]
         output, (hidden, cell) = lstm(inputs[None, :, t], (kept * hidden, kept * cell))
         outputs.append(output[0])
-    return th.stack(outputs, 1).flatten(0, 1), (hidden, cell)
+    return th.stack(outputs, 1).flatten(0, 1)
 
 
 # --- the LSTM -----------------------------------------------------------------------------------------
@@ -78,25 +76,27 @@ def test_sequences_are_processed_as_step_by_step(n_sequences: int, n_steps: int,
     states = tuple(th.randn(n_layers, n_sequences, 3, dtype=th.float64, requires_grad=True) for _ in range(2))
     features = th.randn(n, 4, dtype=th.float64, requires_grad=True)
     weights = th.randn(n, 3, dtype=th.float64)
-    found, gradients = [], []
-    for output, last in (
-        process_sequences(features, states, starts, lstm),
+    found = []
+    for output in (
+        Sequences(starts, n_sequences).process(lstm, features, states),
         step_by_step(lstm, features.view(n_sequences, n_steps, 4), states, starts.view(n_sequences, n_steps)),
     ):
-        found.append([output, *last])
-        loss = (output * weights).sum() + last[0].sum() + last[1].square().sum()
-        gradients.append(th.autograd.grad(loss, [features, *states, *lstm.parameters()]))
-    for first, second in (*zip(*found, strict=True), *zip(*gradients, strict=True)):
+        gradients = th.autograd.grad((output * weights).sum(), [features, *states, *lstm.parameters()])
+        found.append([output, *gradients])
+    for first, second in zip(*found, strict=True):
         th.testing.assert_close(first, second, rtol=0, atol=1e-12)
 
 
-def test_the_lstm_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("p_start, n_calls", [(0.0, 1), (0.2, 2), (1.0, 1)])
+def test_the_lstm_is_called_once_or_twice(p_start: float, n_calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     forward = th.nn.LSTM.forward
-    monkeypatch.setattr(th.nn.LSTM, "forward", lambda *args: calls.append(0) or forward(*args))
-    states = (th.zeros(1, 4, 3), th.zeros(1, 4, 3))
-    process_sequences(th.randn(4 * 16, 2), states, (th.rand(4 * 16) < 0.3).float(), th.nn.LSTM(2, 3))
-    assert len(calls) == 1
+    monkeypatch.setattr(th.nn.LSTM, "forward", lambda *args: calls.append(args[1]) or forward(*args))
+    th.manual_seed(0)
+    starts = (th.rand(8 * 32) < p_start).float()
+    Sequences(starts, 8).process(th.nn.LSTM(2, 3), th.randn(8 * 32, 2), (th.zeros(1, 8, 3), th.zeros(1, 8, 3)))
+    assert len(calls) == n_calls
+    assert sum(len(x.flatten(0, 1)) for x in calls) < 2 * 8 * 32  # padding included
 
 
 @pytest.mark.parametrize("critic", CRITICS.values(), ids=CRITICS)
@@ -413,6 +413,7 @@ def test_parameters_of_recurrent_ppo_are_understood() -> None:
         ({"policy": ActorCriticPolicy}, "`policy` must be a subclass of sb3_dapo.recurrent.LstmPolicy, got "),
         ({"policy": RecurrentActorCriticPolicy}, "`policy` must be a subclass of sb3_dapo.recurrent.LstmPolicy, got "),
         ({"policy": "MlpPolicy"}, "MlpPolicy"),
+        ({"policy_kwargs": {"enable_critic_lstm": "no"}}, "`enable_critic_lstm` must be True or False, got 'no'"),
         (
             {"rollout_buffer_kwargs": {"sequence_length": 4}},
             "`rollout_buffer_kwargs` must be without 'sequence_length'",
@@ -469,9 +470,10 @@ import sys
 import sb3_dapo
 from sb3_dapo import DAPO
 DAPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).learn(8)
+from sb3_dapo import *
 assert "sb3_contrib" not in sys.modules
 from sb3_dapo import RecurrentDAPO
-assert "RecurrentDAPO" in sb3_dapo.__all__ and "sb3_contrib" in sys.modules
+assert "sb3_contrib" in sys.modules
 """
 MISSING = """
 import sys

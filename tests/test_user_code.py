@@ -578,6 +578,7 @@ def test_the_first_step_that_is_wrong_is_named(algo: type[DAPO], as_dict: bool) 
 
 def test_nan_that_the_policy_does_not_mask(algo: type[DAPO]) -> None:
     model = make_model(algo, "MlpPolicy", Lidar(False), n_steps=64, allow_nonfinite_observations=True)
-    with pytest.raises(ValueError, match="nan"):
+    # Distributions refuse it, or sampling does where their checks are off
+    with pytest.raises((ValueError, RuntimeError), match="nan"):
         model.learn(64)
     assert flat_parameters(model).isfinite().all()

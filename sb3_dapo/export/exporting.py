@@ -395,7 +395,8 @@ def _read_description(folder: Path) -> Description:
         if type(format_version) is not int or format_version < 1:
             raise ExportError(f"`format_version` must be an integer of at least 1, got {short(format_version)}")
         if format_version > FORMAT_VERSION:
-            raise ExportError(f"its format has version {format_version}: a newer sb3-dapo is needed")
+            got = f"version {format_version}, but this sb3-dapo knows {FORMAT_VERSION} at most"
+            raise ExportError(f"its format has {got}: a newer sb3-dapo is needed")
         description = Description(**decode_fields(described, get_type_hints(Description), ""))
         expected = [files.PARAMETERS] if description.vec_normalize is None else [files.PARAMETERS, files.STATISTICS]
         if sorted(description.sha256) != expected:

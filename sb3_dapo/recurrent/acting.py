@@ -59,10 +59,9 @@ class RecurrentActingPolicy(ActingPolicy):
             env = self.recorder.truncations[self._n_bootstrapped].env
             self._n_bootstrapped += 1
             states, episode_starts = states[env : env + 1], th.zeros_like(episode_starts[:1])
-        self.recorder.record_bootstrap_inputs(
-            lstm_states=states.cpu().numpy(), episode_starts=episode_starts.cpu().numpy()
-        )
-        return self.policy.predict_values(observations, states, episode_starts)
+        inputs = {"lstm_states": states, "episode_starts": episode_starts}
+        self.recorder.record_bootstrap_inputs(**{name: array.cpu().numpy() for name, array in inputs.items()})
+        return self.policy.predict_values(observations, **inputs)
 
     def _episode_starts(self) -> th.Tensor:
         return th.as_tensor(self.model._last_episode_starts, dtype=th.float32, device=self.policy.device)

@@ -1,4 +1,4 @@
-"""The recurrent policies of sb3-contrib, with one call of the LSTM for a whole minibatch of sequences."""
+"""The recurrent policies of sb3-contrib, whose LSTM is not stepped through a minibatch of sequences."""
 
 from typing import Any
 
@@ -10,53 +10,65 @@ from sb3_contrib.common.recurrent.policies import (
 )
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.type_aliases import PyTorchObs
-from torch.nn.utils.rnn import PackedSequence
 
-from sb3_dapo.arguments import Range, check, check_number
+from sb3_dapo.arguments import Range, check, check_arguments
 from sb3_dapo.policies import FastCnn
 
 LstmState = tuple[th.Tensor, ...]
 
-# An exported model may ask for no more, as building layers takes time
-MAX_LAYERS = 256
+LSTM_ARGUMENTS = ("lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm")
+# Building layers takes time: an exported model may not ask for any number of them
+LSTM_RANGES = {"lstm_hidden_size": Range(1, is_integer=True), "n_lstm_layers": Range(1, 256, is_integer=True)}
 
 
-def process_sequences(
-    features: th.Tensor, states: LstmState, episode_starts: th.Tensor, lstm: th.nn.LSTM
-) -> tuple[th.Tensor, LstmState]:
+class Sequences:
     """
-    Run an LSTM over S sequences of L steps, in which episodes may begin anywhere: there it starts from zero. So only
-    what lies before the first beginning in a sequence depends on the state that is given, and all segments between
-    beginnings are computed side by side, in one call.
+    S sequences of L steps, in which episodes may begin anywhere: there an LSTM starts from zero. So only what lies
+    before the first beginning in a sequence depends on the state that is given, and all segments between beginnings
+    are computed side by side, in one call of the LSTM or two: for long segments and for short ones, so that little is
+    wasted on what they are padded with.
 
-    :param features: of one sequence after the other, shape ``(S * L, features_dim)``
-    :param states: hidden and cell states at the beginning of each sequence, both ``(n_layers, S, hidden_size)``
-    :param episode_starts: not 0 where an episode begins, shape ``(S * L,)``
-    :param lstm: the LSTM
-    :return: its output, shape ``(S * L, hidden_size)``, and its states at the end of each sequence
+    :param episode_starts: not 0 where an episode begins, of one sequence after the other, shape ``(S * L,)``
+    :param n_sequences: S
     """
-    n_sequences, device = states[0].shape[1], features.device
-    starts = episode_starts.reshape(n_sequences, -1) != 0
-    n_steps = starts.shape[1]
-    # What another episode has left is not even multiplied by 0: it might not be finite
-    states = tuple(state.masked_fill(starts[:, 0].view(1, -1, 1), 0.0) for state in states)
-    if n_steps == 1 or not starts[:, 1:].any():
-        output, states = lstm(features.reshape(n_sequences, n_steps, -1).swapaxes(0, 1), states)
-        return output.swapaxes(0, 1).flatten(0, 1), states
 
-    begins = (starts.cpu() | (th.arange(n_steps) == 0)).flatten()
-    segments = begins.cumsum(0) - 1  # that each step belongs to, (S * L,)
-    places = th.arange(len(begins)) - begins.nonzero().flatten()[segments]  # of the steps in their segments
-    lengths = segments.bincount()
-    # A packed sequence has the first steps of all segments, the longest first, then all second steps, and so on
-    ranks = lengths.argsort(descending=True).argsort()
-    packing = (places * len(lengths) + ranks[segments]).argsort()
-    first, last = (ranks[segments[t::n_steps]].to(device) for t in (0, n_steps - 1))  # segments of each sequence
-    packed = PackedSequence(features.index_select(0, packing.to(device)), places.bincount())
-    zeros = states[0].new_zeros(len(states[0]), len(lengths), lstm.hidden_size)
-    output, states = lstm(packed, tuple(zeros.index_copy(1, first, state) for state in states))
-    unpacked = output.data.index_select(0, packing.argsort().to(device))
-    return unpacked, tuple(state.index_select(1, last) for state in states)
+    def __init__(self, episode_starts: th.Tensor, n_sequences: int) -> None:
+        starts, device = episode_starts.reshape(n_sequences, -1) != 0, episode_starts.device
+        n_steps = starts.shape[1]
+        begins = (starts.cpu() | (th.arange(n_steps) == 0)).flatten()
+        segments = begins.cumsum(0) - 1  # that each step belongs to, (S * L,)
+        places = th.arange(len(begins)) - begins.nonzero().flatten()[segments]  # of the steps in their segments
+        lengths, order = segments.bincount().sort(descending=True, stable=True)
+        ranks = order.argsort()[segments]
+        n = len(lengths)
+        cost = th.arange(n) * lengths[0] + th.arange(n, 0, -1) * lengths  # cells, by the number of long segments
+        n_long = int(cost.argmin())
+        self.widths = (n_long, n - n_long)
+        self.sizes = (n_long * int(lengths[0]), (n - n_long) * int(lengths[n_long]))
+        short_cells = self.sizes[0] + places * (n - n_long) + ranks - n_long
+        self.cells = th.where(ranks < n_long, places * n_long + ranks, short_cells).to(device)  # of the steps
+        self.first_segments = ranks[::n_steps].to(device)  # of each sequence
+        self.is_new = starts[:, 0].view(1, -1, 1)
+
+    def process(self, lstm: th.nn.LSTM, features: th.Tensor, states: LstmState) -> th.Tensor:
+        """
+        :param lstm: an LSTM
+        :param features: its inputs, shape ``(S * L, features_dim)``
+        :param states: its hidden and cell states at the beginning of each sequence, both ``(n_layers, S, hidden_size)``
+        :return: its output, shape ``(S * L, hidden_size)``
+        """
+        padded = features.new_zeros(sum(self.sizes), features.shape[1]).index_copy(0, self.cells, features)
+        zeros = states[0].new_zeros(len(states[0]), sum(self.widths), lstm.hidden_size)
+        # What another episode has left is not even multiplied by 0: it might not be finite
+        kept = [state.masked_fill(self.is_new, 0.0) for state in states]
+        hidden, cell = (zeros.index_copy(1, self.first_segments, state).split(self.widths, 1) for state in kept)
+        groups = zip(self.widths, padded.split(self.sizes), hidden, cell, strict=True)
+        outputs = [
+            lstm(group.view(-1, width, features.shape[1]), (h.contiguous(), c.contiguous()))[0].flatten(0, 1)
+            for width, group, h, c in groups
+            if width > 0
+        ]
+        return th.cat(outputs).index_select(0, self.cells)
 
 
 class LstmPolicy(RecurrentActorCriticPolicy):
@@ -70,10 +82,15 @@ class LstmPolicy(RecurrentActorCriticPolicy):
     :raises ValueError: if an argument for the LSTM is out of its range, or does not go together with another
     """
 
-    _process_sequence = staticmethod(process_sequences)  # type: ignore[assignment]
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _check_lstm_arguments(**kwargs)
+        check_arguments(type(self), {name: kwargs[name] for name in LSTM_ARGUMENTS if name in kwargs}, LSTM_RANGES)
+        is_shared, has_own = kwargs.get("shared_lstm", False), kwargs.get("enable_critic_lstm", True)
+        check("enable_critic_lstm", has_own, not (is_shared and has_own), "False with `shared_lstm`")
+        shares_features = kwargs.get("share_features_extractor", True)
+        check("share_features_extractor", shares_features, shares_features or not is_shared, "True with `shared_lstm`")
+        lstm_kwargs = kwargs.get("lstm_kwargs") or {}
+        # Others change the shapes of states and outputs, or where they lie
+        check("lstm_kwargs", lstm_kwargs, set(lstm_kwargs) <= {"bias", "dropout"}, "a dict of `bias` and `dropout`")
         super().__init__(*args, **kwargs)
 
     @property
@@ -97,7 +114,17 @@ class LstmPolicy(RecurrentActorCriticPolicy):
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """As contrib's: values, log-probs and entropies of S sequences of L steps, with states of their beginnings."""
         states = self.split_states(lstm_states) if isinstance(lstm_states, th.Tensor) else lstm_states
-        return super().evaluate_actions(obs, actions, states, episode_starts)  # type: ignore[arg-type]
+        sequences = Sequences(episode_starts, states.pi[0].shape[1])
+        features: Any = self.extract_features(obs)
+        pi_features, vf_features = (features, features) if self.share_features_extractor else features
+        latent_pi = sequences.process(self.lstm_actor, pi_features, states.pi)
+        if self.lstm_critic is not None:
+            latent_vf = sequences.process(self.lstm_critic, vf_features, states.vf)
+        else:
+            latent_vf = latent_pi.detach() if self.critic is None else self.critic(vf_features)
+        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent_pi))
+        values = self.value_net(self.mlp_extractor.forward_critic(latent_vf))
+        return values, distribution.log_prob(actions), distribution.entropy()
 
     def predict_values(  # type: ignore[override]
         self, obs: PyTorchObs, lstm_states: LstmState | th.Tensor, episode_starts: th.Tensor
@@ -117,24 +144,3 @@ class CnnLstmPolicy(FastCnn, LstmPolicy, RecurrentActorCriticCnnPolicy):
 
 class MultiInputLstmPolicy(LstmPolicy, RecurrentMultiInputActorCriticPolicy):
     """contrib's ``MultiInputLstmPolicy``, parameters as there."""
-
-
-def _check_lstm_arguments(
-    lstm_hidden_size: int = 256,
-    n_lstm_layers: int = 1,
-    shared_lstm: bool = False,
-    enable_critic_lstm: bool = True,
-    share_features_extractor: bool = True,
-    lstm_kwargs: dict[str, Any] | None = None,
-    **others: Any,
-) -> None:
-    check_number("lstm_hidden_size", lstm_hidden_size, Range(1, is_integer=True))
-    check_number("n_lstm_layers", n_lstm_layers, Range(1, MAX_LAYERS, is_integer=True))
-    check(
-        "enable_critic_lstm", enable_critic_lstm, not (shared_lstm and enable_critic_lstm), "False with `shared_lstm`"
-    )
-    shares = share_features_extractor or not shared_lstm
-    check("share_features_extractor", share_features_extractor, shares, "True with `shared_lstm`")
-    # Others change the shapes of states and outputs, or where they lie
-    is_known = set(lstm_kwargs or {}) <= {"bias", "dropout"}
-    check("lstm_kwargs", lstm_kwargs, is_known, "a dict of `bias` and `dropout`, or None")

@@ -40,13 +40,10 @@ class RecurrentDAPO(DAPO):
         "CnnLstmPolicy": CnnLstmPolicy,
         "MultiInputLstmPolicy": MultiInputLstmPolicy,
     }
-    argument_ranges: ClassVar[dict[str, Range]] = {
-        **DAPO.argument_ranges,
-        "sequence_length": Range(1, is_integer=True),
-    }
+    argument_ranges: ClassVar[dict[str, Range]] = DAPO.argument_ranges | {"sequence_length": Range(1, is_integer=True)}
+    ring_arguments = (*DAPO.ring_arguments, "sequence_length")
     acting_policy_class: ClassVar[type[ActingPolicy] | None] = RecurrentActingPolicy
     extras = ("contrib",)
-
     policy: LstmPolicy
     _last_lstm_states: np.ndarray | None = None
     """At the last observations, ``(N, C, n_layers, lstm_hidden_size)``. Saved, as these are."""
@@ -54,9 +51,6 @@ class RecurrentDAPO(DAPO):
     def __init__(
         self, policy: str | type[LstmPolicy], env: GymEnv | str, *args: Any, sequence_length: int = 32, **kwargs: Any
     ) -> None:
-        buffer_kwargs = kwargs.get("rollout_buffer_kwargs")
-        is_once = "sequence_length" not in (buffer_kwargs or {})
-        check("rollout_buffer_kwargs", buffer_kwargs, is_once, "without 'sequence_length', an argument of its own")
         self.sequence_length = sequence_length
         super().__init__(policy, env, *args, **kwargs)
 
@@ -88,8 +82,7 @@ class RecurrentDAPO(DAPO):
     @contextmanager
     def _acting(self, env: VecEnv) -> Iterator[VecEnv]:
         with super()._acting(env) as acting_env:
-            acting: Any = self.policy
-            assert isinstance(acting, RecurrentActingPolicy) and self._last_lstm_states is not None
+            acting: Any = self.policy  # a RecurrentActingPolicy
             acting.begin(self, self._last_lstm_states)
             try:
                 yield acting_env
