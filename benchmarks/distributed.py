@@ -37,7 +37,7 @@ CSV = Path(__file__).parent / "results" / "distributed.csv"
 N_STEPS, N_EPOCHS, N_WARMUP = 128, 2, 3
 # Actors by case; 0: one process without actors
 ACTORS = {"CartPole": [0, 1], "Atari": [0, 1], "MinAtar": [0, 1, 2], "waiting": [0, 1, 2, 3]}
-N_UPDATES = {"CartPole": 30, "Atari": 8, "MinAtar": 12, "waiting": 8}
+N_UPDATES = {"CartPole": 30, "Atari": 3, "MinAtar": 12, "waiting": 6}
 MEASURES = ("steps_per_second", "collect_cpu", "actor_cpu", "learner_cpu", "publish_share")
 
 
@@ -54,7 +54,7 @@ def make_env(case: str, seed: int) -> VecEnv:
     if case == "Atari":
         from sb3_dapo.atari_vec_env import AtariVecEnv
 
-        return AtariVecEnv("BreakoutNoFrameskip-v4", 8, seed, num_threads=1)
+        return AtariVecEnv("BreakoutNoFrameskip-v4", 8, seed)
     if case == "MinAtar":
         from sb3_dapo.zoo import register
 

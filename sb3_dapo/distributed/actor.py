@@ -40,6 +40,8 @@ class Publication:
     fast: bool | None
     """Form that the policy computes in, where there are two."""
     statistics: VecNormalize | None
+    n_merged: int
+    """Moments of actors that are in the statistics."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Collected:
 
     rollout: Rollout
     publication: int
+    """Number of the one that it was collected with."""
+    n_merged: int
     moments: Moments | None
     """Of what has been seen since the publication, and the statistics with them."""
     random_states: dict[str, Any] | None
@@ -121,6 +125,10 @@ class Actor:
         self.beginning = Beginning()
         self.first_obs: Any = None
 
+    def answer(self, number: int, method: str, *args: Any) -> tuple[int, Any]:
+        """:return: the number of the question, and what a method of this class returns"""
+        return number, getattr(self, method)(*args)
+
     def describe(self) -> tuple[int, Any, Any]:
         """:return: number of environments, observation space, action space"""
         return self.env.num_envs, self.env.observation_space, self.env.action_space
@@ -175,6 +183,7 @@ class Actor:
         return Collected(
             rollout,
             publication.number,
+            publication.n_merged,
             moments_of(model.get_vec_normalize_env()),
             get_random_states(CPU) if random_states is not None else None,
         )

@@ -90,11 +90,11 @@ class ActorVecEnv(VecEnv):
         self._source.close()
 
     def has_attr(self, attr_name: str) -> bool:
-        return bool(self._ask("has_attr", attr_name, actors=[0]))
+        return bool(self._ask("has_attr", attr_name, only_one=True))
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Of the first actor's environments. This and the following wait for rollouts that are under way."""
-        return self._ask("get_attr", attr_name, indices, actors=[0])
+        return self._ask("get_attr", attr_name, indices, only_one=True)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
@@ -107,10 +107,10 @@ class ActorVecEnv(VecEnv):
         self._ask("set_attr", attr_name, value, indices)
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
-        return self._ask("env_is_wrapped", wrapper_class, indices, actors=[0])
+        return self._ask("env_is_wrapped", wrapper_class, indices, only_one=True)
 
-    def _ask(self, method: str, *args: Any, actors: Sequence[int] | None = None, **kwargs: Any) -> Any:
-        (answer, missing), *_ = self._source.ask("ask", lambda _: (method, args, kwargs), actors)
+    def _ask(self, method: str, *args: Any, only_one: bool = False, **kwargs: Any) -> Any:
+        (answer, missing), *_ = self._source.ask("ask", lambda _: (method, args, kwargs), only_one)
         if missing is not None:
             raise AttributeError(missing)
         return answer

@@ -35,7 +35,7 @@ class Moments:
 
 def parts(normalize: VecNormalize) -> dict[str, RunningMeanStd]:
     """:return: the statistics of the rewards, and those of the observations by their keys"""
-    observations: Any = getattr(normalize, "obs_rms", {})
+    observations: Any = vars(normalize).get("obs_rms", {})  # without `norm_obs` there are none
     observations = observations if isinstance(observations, dict) else {"": observations}
     return {"rewards": normalize.ret_rms, **{f"observations {key}": rms for key, rms in observations.items()}}
 
@@ -45,7 +45,7 @@ def receive(normalize: VecNormalize, published: VecNormalize) -> None:
     own = ("venv", "class_attributes", "returns")
     vars(normalize).update({name: value for name, value in vars(published).items() if name not in own})
     normalize.ret_rms = CountingMeanStd(published.ret_rms)
-    observations: Any = getattr(published, "obs_rms", None)
+    observations: Any = vars(published).get("obs_rms")
     if isinstance(observations, dict):
         normalize.obs_rms = {key: CountingMeanStd(rms) for key, rms in observations.items()}
     elif observations is not None:

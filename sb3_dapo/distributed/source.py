@@ -51,8 +51,7 @@ class Source:
         self._equipped: set[tuple[int, int]] = set()  # actors, with generations, that have this model
         self._publication: Any = None
         self._number = self._first_number = 0  # of publications, in all and before this call of learn
-        self._n_merged = 0
-        self._merged_at: dict[int, int] = {}  # number of merges by publication
+        self._n_merged = self._n_asked = 0
         self._held: list[Result] = []  # came too early: for the next update
         self._logged = (time.monotonic(), 0.0)
         self.cluster = Cluster(address)
@@ -61,19 +60,16 @@ class Source:
             options: dict[str, Any] = {"cpus_per_actor": cpus_per_actor, "task_timeout": rollout_timeout}
             self.pool = ActorPool(factory, n_actors, seed=seed, **options)
             self.pool.wait_until_ready()
-            self.description = self._agree(self.ask("describe"))
+            self.description, *others = self.ask("describe")
+            for actor, other in enumerate(others, 1):
+                if other != self.description:
+                    raise ValueError(
+                        "`make_env` must make the same number of environments and the same spaces for all actors, got "
+                        f"{self.description} for actor 0 and {other} for actor {actor}"
+                    )
         except BaseException:
             self.close()
             raise
-
-    def _agree(self, descriptions: list[Any]) -> Any:
-        for actor, description in enumerate(descriptions):
-            if description != descriptions[0]:
-                raise ValueError(
-                    "`make_env` must make the same number of environments and the same spaces for all actors, got "
-                    f"{descriptions[0]} for actor 0 and {description} for actor {actor}"
-                )
-        return descriptions[0]
 
     def close(self) -> None:
         if hasattr(self, "pool"):
@@ -81,42 +77,43 @@ class Source:
         self.cluster.close()
 
     def ask(
-        self,
-        method: str,
-        arguments: Callable[[int], tuple[Any, ...]] = lambda actor: (),
-        actors: Sequence[int] | None = None,
+        self, method: str, arguments: Callable[[int], tuple[Any, ...]] = lambda actor: (), only_one: bool = False
     ) -> list[Any]:
         """
         :param method: of :class:`~sb3_dapo.distributed.actor.Actor`
         :param arguments: of the method, by actor
-        :param actors: None for all
+        :param only_one: ask the first of those that are alive, not all
         :return: what each returns. It waits for rollouts that are under way, and keeps them
         """
-        asked = range(len(self.counts)) if actors is None else actors
         answers: dict[int, Any] = {}
-        while len(answers) < len(asked):
-            for actor in self.pool.idle:
-                if actor in asked and actor not in answers:
-                    self.pool.submit(actor, method, *arguments(actor))
+        self._n_asked += 1
+        while not answers or not set(self._alive()[: 1 if only_one else None]) <= set(answers):
+            for actor in set(self.pool.idle) & set(self._alive()[: 1 if only_one else None]) - set(answers):
+                self.pool.submit(actor, "answer", self._n_asked, method, *arguments(actor))
             for result in self.pool.drain():
                 if isinstance(result.value, Collected):
                     self._held.append(result)
-                else:
-                    answers[result.actor] = result.value
+                elif result.value[0] == self._n_asked:  # not of a question that ended with an error
+                    answers[result.actor] = result.value[1]
                     if method == "reset":
                         self._begun[result.actor] = result.generation
-        return [answers[actor] for actor in asked]
+        return [answers[actor] for actor in sorted(answers)]
+
+    def _alive(self) -> list[int]:
+        return sorted([*self.pool.idle, *self.pool.busy])
 
     def reset(self) -> Any:
         """
-        Begin new episodes everywhere. Rollouts that are under way belong to the old ones, and are dropped.
+        Begin new episodes everywhere. Rollouts that are under way belong to the old ones, and are dropped. Actors that
+        are being replaced begin anew when they are there.
 
         :return: first observations of the first actor
         """
         self.last_seed, self.seed = self.seed, None
         self._first_generations, self._begun = self.pool.generations, [-1] * len(self.counts)
         # The learner's VecNormalize counts the observations that it sees
-        (first_obs, states), *_ = self.ask("reset", lambda actor: (self._beginning(actor, is_counted=actor == 0),))
+        seen = min(self._alive(), default=0)
+        (first_obs, states), *_ = self.ask("reset", lambda actor: (self._beginning(actor, is_counted=actor == seen),))
         self._held.clear()
         if states is not None:
             set_random_states(states, CPU)
@@ -173,13 +170,17 @@ class Source:
             self._model, self._model_key = ray.put((type(model), file.getvalue())), key
             # What is under way is of other settings, or of another model
             self._equipped, self._first_number, self._held = set(), self._number, []
-            self._merged_at = {}
         self._number += 1
-        self._merged_at[self._number] = self._n_merged
-        parameters = {name: tensor.cpu() for name, tensor in model.policy.state_dict().items()}
-        fast = getattr(model.policy, "fast", None)
-        statistics = model.get_vec_normalize_env()
-        self._publication = ray.put(Publication(self._number, model._policy_version, parameters, fast, statistics))
+        self._publication = ray.put(
+            Publication(
+                number=self._number,
+                version=model._policy_version,
+                parameters={name: tensor.cpu() for name, tensor in model.policy.state_dict().items()},
+                fast=getattr(model.policy, "fast", None),
+                statistics=model.get_vec_normalize_env(),
+                n_merged=self._n_merged,
+            )
+        )
 
     def _submit(self, actors: Sequence[int]) -> None:
         """Have actors collect, as far as they can."""
@@ -198,9 +199,8 @@ class Source:
         for actor in range(len(self.counts)):
             while actor not in results:
                 self._submit([idle for idle in self.pool.idle if idle not in results])
-                for result in self.pool.drain():
-                    if result.value.publication == self._number:
-                        results[result.actor] = result
+                for result in self._drain(self._number):
+                    results[result.actor] = result
             in_turn, results[actor] = results[actor], None
             assert in_turn is not None
             yield in_turn
@@ -221,9 +221,7 @@ class Source:
             yield result
         while not self._is_enough(taken):
             self._submit_free()
-            for result in self.pool.drain():
-                if result.value.publication <= self._first_number:
-                    continue
+            for result in self._drain(self._first_number + 1):
                 if taken[result.actor] == most:
                     self._held.append(result)
                 else:
@@ -234,12 +232,18 @@ class Source:
                     break
 
     def _is_enough(self, taken: Counter[int]) -> bool:
-        alive, held = [*self.pool.idle, *self.pool.busy], {result.actor for result in self._held}
+        alive, held = self._alive(), {result.actor for result in self._held}
         if taken.total() >= max(len(alive), 1):
             return True
         # Some may hang: at the latest when half of the actors can give no more, and the others have given nothing
         others = [actor for actor in alive if actor not in held]
         return taken.total() > 0 and len(held) >= len(others) and not any(taken[actor] for actor in others)
+
+    def _drain(self, first: int) -> Iterator[Result]:
+        """:return: rollouts that have come, collected with this publication or a later one"""
+        for result in self.pool.drain():
+            if isinstance(result.value, Collected) and result.value.publication >= first:
+                yield result
 
     def _submit_free(self) -> None:
         held = {result.actor for result in self._held}
@@ -249,7 +253,7 @@ class Source:
         collected: Collected = result.value
         normalize = model.get_vec_normalize_env()
         if normalize is not None and collected.moments is not None:
-            merge(normalize, collected.moments, self._merged_at[collected.publication] == self._n_merged)
+            merge(normalize, collected.moments, is_newest=collected.n_merged == self._n_merged)
             self._n_merged += 1
         if collected.random_states is not None:
             set_random_states(collected.random_states, CPU)

@@ -30,7 +30,10 @@ def is_refusal(error: Exception) -> bool:
     """Whether we, or a library, refuse what was asked for, and say why: not in training nor in the user's own code."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
-    is_told = isinstance(error, (ValueError, FileNotFoundError, AssertionError, gym.error.Error)) and str(error) != ""
+    is_told = (
+        isinstance(error, (ValueError, FileNotFoundError, ConnectionError, AssertionError, gym.error.Error))
+        and str(error) != ""
+    )
     # "__main__" is a script of the Zoo
     is_ours = packages[-1] in REFUSING and set(packages) <= REFUSING | sys.stdlib_module_names | {"__main__"}
     is_training = ExperimentManager.learn.__code__ in [frame.f_code for frame in frames]
