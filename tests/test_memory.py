@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import resource
 import torch as th
-from sb3_dapo import fast as memory
+from sb3_dapo import DAPO, fast as memory  # as a run has them both
 
 if {keep}:
     memory.keep_freed_memory()
