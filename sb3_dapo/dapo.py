@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -27,8 +27,9 @@ from sb3_dapo.controllers import Controller
 from sb3_dapo.divergences import Divergence, get_divergence
 from sb3_dapo.fast import set_fast
 from sb3_dapo.faults import NonFiniteError
+from sb3_dapo.fused import FusedMlp
 from sb3_dapo.hub import HubModel
-from sb3_dapo.loss import LossSettings, Stats, dapo_loss, kl_terms, summarize
+from sb3_dapo.loss import LossSettings, PolicyOutputs, Stats, Visit, backward, dapo_loss, loss_gradient, summarize
 from sb3_dapo.policies import CnnPolicy, FastCnn, MlpPolicy, MultiInputPolicy
 
 SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
@@ -252,6 +253,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         self._fixed = {name: getattr(self, name) for name in FIXED}
         self._applied_learning_rate = self.learning_rate
         self._own_controller: Controller | None = None
+        self._fused: FusedMlp | None = None
         self._tried_to_compile = False
         self._compiled_evaluate: Callable[..., tuple[th.Tensor, th.Tensor, th.Tensor | None]] | None = None
         self._apply_settings()
@@ -354,6 +356,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         if self.compile and not self._tried_to_compile:
             self._tried_to_compile = True
             self._compile()
+        self._set_form()
         try:
             with self._collecting(callback):
                 source = env if isinstance(env, RolloutSource) else env.unwrapped
@@ -378,7 +381,8 @@ class DAPO(Checkpoints, HubModel, PPO):
         """
         acting_class = OverlappingPolicy if self.overlap else self.acting_policy_class
         if acting_class is None:
-            yield env
+            with nullcontext() if self._fused is None else self._fused.acting():
+                yield env
             return
         policy, acting = self.policy, acting_class(self.policy, env, self.rollout_buffer)
         self.policy = acting  # type: ignore[assignment]
@@ -449,36 +453,49 @@ class DAPO(Checkpoints, HubModel, PPO):
         ring.join()
 
         epoch_stats, all_taken = [], []
-        continue_training = True
-        for epoch in range(self.n_epochs):
-            self._update_targets(exact=self.exact_targets or (epoch == 0 and self._must_begin_exactly()))
-            if epoch == 0:
-                self._parameters_replaced = False
-                ring.begin_update()  # here, as exact targets have asked the policy for all values
-            all_stats = []
-            for samples in ring.get(self.batch_size):
-                values, log_prob, entropy = self._evaluate(samples)
-                loss, stats = dapo_loss(samples, values, log_prob, entropy, settings)
-                all_stats.append(stats)
-
-                if self.target_kl is not None:
-                    approx_kl = kl_terms(stats["update_log_ratio"]).mean().item()
-                    if approx_kl > 1.5 * self.target_kl:
-                        continue_training = False
-                        if self.verbose >= 1:
-                            print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
-                        break
-
-                is_taken = self._optimize(loss, parameters, samples)
-                ring.record_visit(samples.indices, values, log_prob, is_taken)
-                all_taken.append(is_taken)
-
-            epoch_stats.append(summarize(all_stats, settings))
-            self._n_updates += 1
-            if not continue_training:
-                break
+        try:
+            for epoch in range(self.n_epochs):
+                self._update_targets(exact=self.exact_targets or (epoch == 0 and self._must_begin_exactly()))
+                if epoch == 0:
+                    self._parameters_replaced = False
+                    ring.begin_update()  # here, as exact targets have asked the policy for all values
+                with np.errstate(all="ignore"):  # faults are looked for, and reported by name
+                    visits, taken = self._visit_all(parameters, settings)
+                self._record(visits[: len(taken)], taken)
+                all_taken += taken
+                epoch_stats.append(summarize(visits, settings))
+                self._n_updates += 1
+                if len(taken) < len(visits):
+                    if self.verbose >= 1:
+                        approx_kl = visits[-1].update_kl().item()
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
+                    break
+        finally:
+            if self._fused is not None:
+                self._fused.adam.finish()
         self._policy_version += 1
         self._log_update(epoch_stats, all_taken, settings)
+
+    def _visit_all(
+        self, parameters: list[th.nn.Parameter], settings: LossSettings
+    ) -> tuple[list[Visit], list[th.Tensor]]:
+        """
+        Take an optimizer step for each minibatch of an epoch.
+
+        :param parameters: of the policy
+        :param settings: of the loss
+        :return: the minibatches, and whether the steps were taken: that of the last is missing if ``target_kl`` forbade
+            it
+        """
+        visits: list[Visit] = []
+        taken: list[th.Tensor] = []
+        for samples in self.rollout_buffer.get(self.batch_size):
+            outputs = self._evaluate(samples)
+            visits.append(Visit.of(samples, outputs))
+            if self.target_kl is not None and visits[-1].update_kl().item() > 1.5 * self.target_kl:
+                break
+            taken.append(self._optimize(samples, outputs, parameters, settings))
+        return visits, taken
 
     def _loss_settings(self) -> LossSettings:
         """What the loss depends on in this update."""
@@ -501,6 +518,8 @@ class DAPO(Checkpoints, HubModel, PPO):
         :param samples: a minibatch
         :return: values, log-probs and entropies of the policy, each of shape ``(B,)``
         """
+        if self._fused is not None:
+            return self._fused.evaluate(samples.observations, samples.actions)
         # (targets without a gradient are not worth a second compilation)
         is_compiled = self._compiled_evaluate is not None and th.is_grad_enabled()
         evaluate = self._compiled_evaluate if is_compiled else self.policy.evaluate_actions
@@ -538,22 +557,53 @@ class DAPO(Checkpoints, HubModel, PPO):
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _optimize(self, loss: th.Tensor, parameters: list[th.nn.Parameter], samples: RolloutRingSamples) -> th.Tensor:
+    def _optimize(
+        self,
+        samples: RolloutRingSamples,
+        outputs: PolicyOutputs,
+        parameters: list[th.nn.Parameter],
+        settings: LossSettings,
+    ) -> th.Tensor:
         """
         Take an optimizer step, unless the loss or the gradient is not finite.
 
-        :param loss: of a minibatch
+        :param samples: a minibatch
+        :param outputs: what the policy says of it
         :param parameters: of the policy
-        :param samples: the minibatch, for the message
+        :param settings: of the loss
         :return: whether the step was taken, a bool on the device
         :raises NonFiniteError: if it was not and ``nonfinite`` is "raise"; from other devices than the CPU this is
             left to the end of the update, as each look at the result would wait for the device
         """
+        if self._fused is not None:
+            gradient = loss_gradient(samples, outputs[0].numpy(), outputs[1].numpy(), settings)
+            grad_norm = th.tensor(self._fused.step(*gradient, self.max_grad_norm))
+        else:
+            self.policy.optimizer.zero_grad()
+            if self._is_fast():
+                backward(samples, *outputs, settings)
+            else:
+                dapo_loss(samples, *outputs, settings)[0].backward()
+            grad_norm = self._take_step(parameters)
+        is_finite = th.isfinite(grad_norm)
+        if self.device.type == "cpu" and self.nonfinite == "raise" and not is_finite:
+            loss, _ = dapo_loss(samples, *outputs, settings)
+            raise NonFiniteError(
+                f"loss or gradient is not finite (loss {loss.item()}, gradient norm {grad_norm.item()})"
+                f"{self.rollout_buffer.describe_nonfinite(samples.indices)}"
+            )
+        return is_finite
+
+    def _take_step(self, parameters: list[th.nn.Parameter]) -> th.Tensor:
+        """
+        Take an optimizer step, unless the gradient is not finite.
+
+        :param parameters: of the policy, with gradients
+        :return: norm of the gradient, a scalar on the device
+        """
         optimizer = self.policy.optimizer
-        optimizer.zero_grad()
-        loss.backward()
         grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        is_finite = th.isfinite(loss.detach() + grad_norm)
+        is_finite = th.isfinite(grad_norm)
         if self.device.type != "cpu" and optimizer.param_groups[0].get("fused"):
             # The fused step reads this on the device, as it does for gradient scaling
             optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
@@ -561,12 +611,21 @@ class DAPO(Checkpoints, HubModel, PPO):
             del optimizer.found_inf  # type: ignore[attr-defined] # Adam's other forms refuse it
         elif is_finite:
             optimizer.step()
-        elif self.nonfinite == "raise":
-            raise NonFiniteError(
-                f"loss or gradient is not finite (loss {loss.item()}, gradient norm {grad_norm.item()})"
-                f"{self.rollout_buffer.describe_nonfinite(samples.indices)}"
+        return grad_norm
+
+    def _record(self, visits: list[Visit], taken: list[th.Tensor]) -> None:
+        """
+        Keep what the policy said of minibatches, all at once.
+
+        :param visits: of the minibatches of an epoch
+        :param taken: whether the optimizer's steps were taken
+        """
+        if visits:
+            indices, values, log_probs = (
+                th.cat(parts) for parts in zip(*((x.samples.indices, x.values, x.log_prob) for x in visits), strict=True)
             )
-        return is_finite
+            sizes = th.tensor([len(x.values) for x in visits], device=values.device)
+            self.rollout_buffer.record_visit(indices, values, log_probs, th.stack(taken).repeat_interleave(sizes))
 
     def _scheduled(self, schedule: str, name: str | None = None) -> float:
         """
@@ -593,6 +652,8 @@ class DAPO(Checkpoints, HubModel, PPO):
     def _set_form(self) -> None:
         """Have the policy compute in the form, fast or SB3's own, that the settings ask for."""
         set_fast(self.policy, self._is_fast())
+        is_fused = self._is_fast() and not self.compile and FusedMlp.suits(self.policy)
+        self._fused = FusedMlp(self.policy) if is_fused else None
 
     def _is_fast(self) -> bool:
         is_special_case = self.n_rollouts == 1 and self.advantage == "gae" and not self._has_divergence()
@@ -658,6 +719,7 @@ class DAPO(Checkpoints, HubModel, PPO):
             "_fixed",
             "_applied_learning_rate",
             "_own_controller",
+            "_fused",
             "_tried_to_compile",
             "_compiled_evaluate",
         ]

@@ -8,6 +8,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch.nn import functional as F
 
+from sb3_dapo.distributions import set_lean
+
 # Size and stride of the first convolution of the Nature CNN: its kernel covers 2 x 2 blocks of 4 x 4 pixels
 BLOCK = 4
 
@@ -69,13 +71,14 @@ def _blocked_kernel(weight: th.Tensor) -> th.Tensor:
 def set_fast(policy: ActorCriticPolicy, fast: bool) -> None:
     """
     :param policy: a policy
-    :param fast: whether its Nature CNN and its Adam compute in their fast forms, equal within float tolerance
+    :param fast: whether its Nature CNN, its distribution and its Adam compute in their fast forms, equal within float tolerance
     """
     if isinstance(getattr(policy, "fast", None), bool):
         if fast and not policy.fast and policy.device.type == "cpu":
             keep_freed_memory()
         policy.fast = fast  # type: ignore[assignment]
         policy.features_extractor.to(memory_format=th.channels_last if fast else th.contiguous_format)  # type: ignore[call-overload]
+    set_lean(policy, fast)
     optimizer = policy.optimizer
     if type(optimizer) in (th.optim.Adam, th.optim.AdamW) and not optimizer.defaults["foreach"]:
         for group in optimizer.param_groups:

@@ -15,14 +15,15 @@ FLOORS = [
         "faults",
         "arguments",
         "controllers",
-        "fast",
+        "distributions",
         "atari_vec_env",
         "minatar",
         "panels",
         "hyperparams",
         "cli",
     },
-    {"divergences", "policies"},
+    {"divergences", "fast", "fused"},
+    {"policies"},
     {"buffers"},
     {"loss", "acting", "checkpoint", "export"},
     {"hub"},
@@ -32,7 +33,7 @@ FLOORS = [
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-BELOW_DAPO = [path for path in FILES if FLOOR.get(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), 9) < 5]
+BELOW_DAPO = [path for path in FILES if FLOOR.get(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), 9) < FLOOR["dapo"]]
 
 
 def room_of(path: Path) -> str:
