@@ -37,6 +37,13 @@ def relu(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0)
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """:return: log-probabilities, ``(B, n)``"""
+    logits = logits - logits.max(axis=1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return logits
+
+
 ACTIVATIONS = {nn.Tanh: np.tanh, nn.ReLU: relu}
 
 
@@ -118,17 +125,14 @@ class CategoricalHead:
 
     def sample(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """:return: actions and their log-probs, ``(B,)``"""
-        logits = logits - logits.max(axis=1, keepdims=True)
-        sums = np.exp(logits).cumsum(axis=1)
-        total = sums[:, -1:]
-        # The first whose cumulated probability is above a uniform number
-        actions = (sums <= th.rand(total.shape).numpy() * total).sum(axis=1)
-        return actions, logits[np.arange(len(logits)), actions] - np.log(total[:, 0])
+        log_probs = log_softmax(logits)
+        # PyTorch's draws, so that the same seed gives the actions that it gives SB3
+        actions = th.multinomial(th.from_numpy(np.exp(log_probs)), 1).numpy()[:, 0]
+        return actions, log_probs[np.arange(len(logits)), actions]
 
     def evaluate(self, logits: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """:return: log-probs and entropies, ``(B,)``"""
-        logits = logits - logits.max(axis=1, keepdims=True)
-        self.log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        self.log_probs = log_softmax(logits)
         self.probs = np.exp(self.log_probs)
         self.taken = (np.arange(len(logits)), actions.astype(np.int64).reshape(-1))
         self.entropies = -(self.probs * self.log_probs).sum(axis=1)
@@ -207,7 +211,7 @@ class FusedMlp:
             actions, log_prob = self.head.sample(self.actor(features))
             values = self.critic(features)
         if not (np.isfinite(values).all() and np.isfinite(actions).all() and np.isfinite(log_prob).all()):
-            raise ValueError("the policy's actions, their log-probs or values are not finite")
+            raise ValueError("actions, log-probs or values of the policy are nan or infinite")
         actions = actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
         return th.from_numpy(actions), th.from_numpy(values), th.from_numpy(log_prob)
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch as th
+from torch.nn import functional as F
 
 from sb3_dapo.buffers import RolloutRingSamples
 from sb3_dapo.divergences import Divergence
@@ -73,9 +74,9 @@ def dapo_loss(
     The loss of a minibatch: policy (eq. 7, divided by eta), entropy and value.
 
     :param samples: the minibatch, or several, ``(..., B)``
-    :param values: V(s) of the policy being trained, shape ``(..., B)``
-    :param log_prob: log pi(a|s), shape ``(..., B)``
-    :param entropy: entropy of pi(.|s), shape ``(..., B)``, or None if it has no closed form
+    :param values: V(s) of the policy being trained, ``(..., B)``
+    :param log_prob: log pi(a|s), ``(..., B)``
+    :param entropy: entropy of pi(.|s), ``(..., B)``, or None if it has no closed form
     :param settings: how to compute it
     :return: the loss, shape ``(...)``, and what :func:`summarize` makes the statistics of
     """
@@ -98,13 +99,12 @@ def dapo_loss(
         policy_loss = -th.min(advantages * ratio, advantages * clipped_ratio).mean(dim=-1)
 
     if settings.clip_range_vf is not None:
-        # Clip the difference between old and new value
         change = th.clamp(values - samples.old_values, -settings.clip_range_vf, settings.clip_range_vf)
         values = samples.old_values + change
-    value_losses = (samples.returns - values).square()
-    if settings.weights_values:
-        value_losses = ratio.detach().clamp(max=MAX_VALUE_WEIGHT) * value_losses
-    value_loss = value_losses.mean(dim=-1)
+    weights = ratio.detach().clamp(max=MAX_VALUE_WEIGHT) if settings.weights_values else 1.0
+    value_loss = (weights * (samples.returns - values) ** 2).mean(dim=-1)
+    if values.dim() == 1 and not settings.weights_values:
+        value_loss = F.mse_loss(samples.returns, values)  # the same, and for PPO's special case to the last bit
     # Approximate entropy when there is no analytical form
     entropy_loss = -(-log_prob if entropy is None else entropy).mean(dim=-1)
 
