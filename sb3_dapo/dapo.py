@@ -15,6 +15,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
@@ -25,7 +26,7 @@ from sb3_dapo.buffers import RolloutRing, RolloutRingSamples
 from sb3_dapo.checkpoint.checkpoints import Checkpoints
 from sb3_dapo.controllers import Controller
 from sb3_dapo.divergences import Divergence, get_divergence
-from sb3_dapo.fast import set_fast
+from sb3_dapo.fast import autocast_pays, set_fast
 from sb3_dapo.faults import NonFiniteError
 from sb3_dapo.fused import FusedMlp
 from sb3_dapo.hub import HubModel
@@ -113,9 +114,11 @@ class DAPO(Checkpoints, HubModel, PPO):
     :param allow_nonfinite_observations: let NaN and infinity in observations pass: for policies that mask them, or
         never read them
     :param optimize_memory_usage: keep each frame of stacked images once, instead of as often as it is stacked
-    :param fast: compute the Nature CNN and Adam in faster forms, equal within float tolerance. ``None``: unless the
-        settings are PPO's special case, which is equal bit for bit only in SB3's own forms
-    :param autocast: compute the Nature CNN in bfloat16. Pays on devices with units for it; slower on most CPUs
+    :param fast: compute networks, distributions, the gradient of the loss and Adam in faster forms, equal within float
+        tolerance. ``None``: unless the settings are PPO's special case, which is equal bit for bit only in SB3's own
+        forms
+    :param autocast: compute the Nature CNN in bfloat16. ``None``: if it is computed in its fast form on a CPU, and a
+        short trial shows that bfloat16 pays there, as it does on those with units for it
     :param overlap: act for one half of the environments while the other half is emulated. Needs an
         :class:`~sb3_dapo.atari_vec_env.AtariVecEnv`; pays where cores are idle while the policy acts. Samples actions
         in another order, from the same policy
@@ -154,7 +157,7 @@ class DAPO(Checkpoints, HubModel, PPO):
     allow_nonfinite_observations: bool
     optimize_memory_usage: bool
     fast: bool | None
-    autocast: bool
+    autocast: bool | None
     overlap: bool
     compile: bool
     _parameters_replaced = False  # since the last update, by others than the optimizer
@@ -204,7 +207,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         allow_nonfinite_observations: bool = False,
         optimize_memory_usage: bool = False,
         fast: bool | None = None,
-        autocast: bool = False,
+        autocast: bool | None = None,
         overlap: bool = False,
         compile: bool = False,
     ) -> None:
@@ -312,8 +315,6 @@ class DAPO(Checkpoints, HubModel, PPO):
         coef = self.divergence_coef
         if isinstance(coef, Controller) and coef is not self._own_controller:
             self.divergence_coef = self._own_controller = deepcopy(coef)  # it adapts to one model
-        if isinstance(self.policy, FastCnn):
-            self.policy.autocast = self.autocast
         if self.overlap:
             check_overlap(self.env, self.use_sde)
         ring = self.rollout_buffer
@@ -621,9 +622,8 @@ class DAPO(Checkpoints, HubModel, PPO):
         :param taken: whether the optimizer's steps were taken
         """
         if visits:
-            indices, values, log_probs = (
-                th.cat(parts) for parts in zip(*((x.samples.indices, x.values, x.log_prob) for x in visits), strict=True)
-            )
+            parts = zip(*((x.samples.indices, x.values, x.log_prob) for x in visits), strict=True)
+            indices, values, log_probs = map(th.cat, parts)
             sizes = th.tensor([len(x.values) for x in visits], device=values.device)
             self.rollout_buffer.record_visit(indices, values, log_probs, th.stack(taken).repeat_interleave(sizes))
 
@@ -654,6 +654,18 @@ class DAPO(Checkpoints, HubModel, PPO):
         set_fast(self.policy, self._is_fast())
         is_fused = self._is_fast() and not self.compile and FusedMlp.suits(self.policy)
         self._fused = FusedMlp(self.policy) if is_fused else None
+        if isinstance(self.policy, FastCnn):
+            before, self.policy.autocast = self.policy.autocast, self._is_autocast()
+            if self.verbose >= 1 and self.autocast is None and self.policy.autocast and not before:
+                print("Computing the Nature CNN in bfloat16, which is faster here: `autocast=False` turns it off")
+
+    def _is_autocast(self) -> bool:
+        if self.autocast is not None:
+            return self.autocast
+        extractor = self.policy.features_extractor
+        if not isinstance(extractor, NatureCNN) or not self._is_fast() or self.device.type != "cpu":
+            return False
+        return autocast_pays(extractor, int(self.batch_size))
 
     def _is_fast(self) -> bool:
         is_special_case = self.n_rollouts == 1 and self.advantage == "gae" and not self._has_divergence()

@@ -1,7 +1,10 @@
 """Faster ways to compute the same: the Nature CNN, Adam, and memory that the C library keeps."""
 
 import ctypes
+import math
 import platform
+import time
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -68,10 +71,41 @@ def _blocked_kernel(weight: th.Tensor) -> th.Tensor:
     return kernel.reshape(out_channels, -1, n, n).contiguous(memory_format=th.channels_last)
 
 
+def autocast_pays(extractor: NatureCNN, batch_size: int) -> bool:
+    """
+    :param extractor: a Nature CNN, on the CPU
+    :param batch_size: of a minibatch
+    :return: whether it is clearly faster in bfloat16 on this machine. The answer is remembered. Small images and
+        minibatches, on which it would not make much of a difference, are not tried
+    """
+    shape = tuple(extractor._observation_space.shape or ())
+    if batch_size < 64 or min(shape[1:]) < 64:
+        return False
+    key = (shape, extractor.features_dim, th.get_num_threads())
+    if key not in _AUTOCAST_PAYS:
+        images = (th.arange(64 * math.prod(shape)) % 251).to(th.uint8).view(64, *shape)  # without a random generator
+
+        def seconds(is_autocast: bool) -> float:
+            begin = time.perf_counter()
+            with th.enable_grad(), th.autocast("cpu", th.bfloat16, enabled=is_autocast):
+                loss = fast_nature_cnn(extractor, images).float().sum()
+            th.autograd.grad(loss, list(extractor.parameters()))
+            return time.perf_counter() - begin
+
+        # The first calls prepare. The gain must be large, so that the answer is the same each time
+        times = [(seconds(False), seconds(True)) for _ in range(5)][1:]
+        _AUTOCAST_PAYS[key] = min(time for _, time in times) < 0.75 * min(time for time, _ in times)
+    return _AUTOCAST_PAYS[key]
+
+
+_AUTOCAST_PAYS: dict[Any, bool] = {}
+
+
 def set_fast(policy: ActorCriticPolicy, fast: bool) -> None:
     """
     :param policy: a policy
-    :param fast: whether its Nature CNN, its distribution and its Adam compute in their fast forms, equal within float tolerance
+    :param fast: whether its Nature CNN, its distribution and its Adam compute in their fast forms, equal within float
+        tolerance
     """
     if isinstance(getattr(policy, "fast", None), bool):
         if fast and not policy.fast and policy.device.type == "cpu":

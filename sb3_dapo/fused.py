@@ -44,7 +44,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits
 
 
-ACTIVATIONS = {nn.Tanh: np.tanh, nn.ReLU: relu}
+ACTIVATIONS: dict[type[nn.Module], Any] = {nn.Tanh: np.tanh, nn.ReLU: relu}
 
 
 class Tower:
@@ -210,7 +210,8 @@ class FusedMlp:
         with np.errstate(all="ignore"):
             actions, log_prob = self.head.sample(self.actor(features))
             values = self.critic(features)
-        if not (np.isfinite(values).all() and np.isfinite(actions).all() and np.isfinite(log_prob).all()):
+            total = float(values.sum() + actions.sum() + log_prob.sum())
+        if not math.isfinite(total):
             raise ValueError("actions, log-probs or values of the policy are nan or infinite")
         actions = actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
         return th.from_numpy(actions), th.from_numpy(values), th.from_numpy(log_prob)
@@ -325,7 +326,7 @@ def array_of(tensor: th.Tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
 
-def _is_watched(x: nn.Module | nn.Parameter) -> bool:
+def _is_watched(x: Any) -> bool:
     """Whether somebody looks on as a module or a gradient is computed, or a parameter is frozen."""
     if isinstance(x, nn.Parameter):
         return not x.requires_grad or bool(x._backward_hooks) or bool(getattr(x, "_post_accumulate_grad_hooks", None))

@@ -227,7 +227,7 @@ def summarize(visits: list[Visit], settings: LossSettings) -> Stats:
 def _stacked(visits: list[Visit]) -> Visit:
     """:return: visits of minibatches of one size as one, whose numbers have the shape ``(len(visits), B)``"""
 
-    def stack(items: list[Any]) -> th.Tensor | None:
+    def stack(items: list[Any]) -> Any:
         return None if items[0] is None else th.stack(items)
 
     samples = [visit.samples for visit in visits]

@@ -33,7 +33,9 @@ FLOORS = [
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-BELOW_DAPO = [path for path in FILES if FLOOR.get(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), 9) < FLOOR["dapo"]]
+BELOW_DAPO = [
+    path for path in FILES if FLOOR.get(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), 9) < FLOOR["dapo"]
+]
 
 
 def room_of(path: Path) -> str:

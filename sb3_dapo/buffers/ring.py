@@ -76,22 +76,9 @@ class RolloutRing(RolloutRecorder):
     """
 
     def __init__(
-        self,
-        buffer_size: int,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        device: th.device | str = "auto",
-        gae_lambda: float = 1,
-        gamma: float = 0.99,
-        n_envs: int = 1,
-        n_rollouts: int = 1,
-        optimize_memory_usage: bool = False,
-        sequence_length: int = 1,
-        n_sources: int = 1,
+        self, *args: Any, n_rollouts: int = 1, sequence_length: int = 1, n_sources: int = 1, **kwargs: Any
     ) -> None:
-        super().__init__(
-            buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs, optimize_memory_usage
-        )
+        super().__init__(*args, **kwargs)
         self.n_rollouts = n_rollouts
         self.n_sources = n_sources
         self.sequence_length = sequence_length
@@ -371,9 +358,7 @@ class RolloutRing(RolloutRecorder):
                 for name, store in self.input_stores.items()
             }
             actions = self.action_store.gather(indices)
-            yield RolloutRingSamples(
-                indices, self._from_dict(observations), actions, inputs, *numbers
-            )
+            yield RolloutRingSamples(indices, self._from_dict(observations), actions, inputs, *numbers)
 
     def explained_variance(self) -> float:
         """
