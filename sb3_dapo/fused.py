@@ -270,9 +270,9 @@ class FlatAdam:
         self.gradient = np.zeros(sum(p.numel() for p in parameters), self.arrays[0].dtype)
         self.gradients = self._parts(self.gradient)
         group, unusual = optimizer.param_groups[0], ("amsgrad", "weight_decay", "maximize", "differentiable")
-        hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
         self.is_usual = type(optimizer) is th.optim.Adam and len(optimizer.param_groups) == 1
-        self.is_usual = self.is_usual and not any(group[name] for name in unusual) and not any(hooks)
+        self.is_usual = self.is_usual and not any(group[name] for name in unusual)
+        self.is_usual = self.is_usual and not optimizer._optimizer_step_pre_hooks
         self.moments: list[np.ndarray] = []
         self.n_steps = 0
 
@@ -302,6 +302,8 @@ class FlatAdam:
         update *= float(group["lr"]) / (1 - beta1**self.n_steps)
         for array, part in zip(self.arrays, self._parts(update), strict=True):
             array -= part
+        for hook in self.optimizer._optimizer_step_post_hooks.values():
+            hook(self.optimizer, (), {})
 
     def _begin(self) -> None:
         states = [self.optimizer.state[p] for p in self.parameters]

@@ -21,7 +21,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from sb3_dapo import DAPO, DIVERGENCES, AdaptiveController, Divergence
 from sb3_dapo.buffers import RolloutRingSamples
 from sb3_dapo.divergences import Tsallis
-from sb3_dapo.loss import LossSettings, dapo_loss
+from sb3_dapo.loss import LossSettings, backward, dapo_loss, loss_gradient
 
 POLICY_LOSSES = ["clip", "plain", "clip_augmented"]
 FLOATS = spaces.Box(-1, 1, (3,))
@@ -159,6 +159,22 @@ def check_gradient(setting: Setting) -> None:
     loss.backward()
     th.testing.assert_close(parameters.grad, setting.finite_differences(), rtol=1e-5, atol=1e-7)
     assert not any(value.requires_grad for value in stats.values())
+    check_written_gradient(setting, parameters.grad)
+
+
+def check_written_gradient(setting: Setting, expected: th.Tensor | None) -> None:
+    """The gradient that is written down, for tensors and for arrays, is the one that autograd finds."""
+    parameters = setting.at.clone().requires_grad_()
+    outputs = setting.policy(parameters)
+    backward(setting.samples, *outputs, setting.settings())
+    th.testing.assert_close(parameters.grad, expected, rtol=1e-9, atol=1e-12)
+    values, log_prob, _ = (x.detach() for x in outputs)
+    tensors = loss_gradient(setting.samples, values, log_prob, setting.settings())
+    arrays = loss_gradient(setting.samples, values.numpy(), log_prob.numpy(), setting.settings())
+    for tensor, array in zip(tensors[:2], arrays[:2], strict=True):
+        assert isinstance(array, np.ndarray)
+        np.testing.assert_allclose(array, tensor.numpy(), rtol=1e-9, atol=1e-15)
+    assert tensors[2] == arrays[2]
 
 
 @pytest.mark.parametrize("divergence_coef", [0.0, 0.7])
@@ -211,6 +227,17 @@ def test_entropy_without_closed_form() -> None:
     with_estimate, _ = dapo_loss(setting.samples, values, log_prob, None, setting.settings())
     without, _ = dapo_loss(setting.samples, values, log_prob, th.zeros_like(values), setting.settings())
     assert (with_estimate - without).item() == pytest.approx(log_prob.mean().item())
+
+    gradients = []
+    for written in (False, True):
+        parameters = setting.at.clone().requires_grad_()
+        values, log_prob, _ = setting.policy(parameters)
+        if written:
+            backward(setting.samples, values, log_prob, None, setting.settings())
+        else:
+            dapo_loss(setting.samples, values, log_prob, None, setting.settings())[0].backward()
+        gradients.append(parameters.grad)
+    th.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
 
 # --- whole updates, against a second implementation -----------------------------------------------
