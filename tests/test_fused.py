@@ -212,8 +212,10 @@ def with_norm(policy: ActorCriticPolicy) -> None:
         ("MlpPolicy", {}, with_norm),
     ],
 )
-def test_other_policies_are_not_fused(policy: Any, settings: dict[str, Any], change: Callable[..., None] | None) -> None:
-    """They train as they are."""
+def test_other_policies_are_not_fused(
+    policy: Any, settings: dict[str, Any], change: Callable[..., None] | None
+) -> None:
+    """They train without."""
     model = make_model(DAPO, policy, "Pendulum-v1", policy_kwargs=settings)
     set_fast(model.policy, True)
     if change is not None:
