@@ -117,8 +117,8 @@ class DAPO(Checkpoints, HubModel, PPO):
     :param fast: compute networks, distributions, the gradient of the loss and Adam in faster forms, equal within float
         tolerance. ``None``: unless the settings are PPO's special case, which is equal bit for bit only in SB3's own
         forms
-    :param autocast: compute the Nature CNN in bfloat16. ``None``: if it is computed in its fast form on a CPU, and a
-        short trial shows that bfloat16 pays there, as it does on those with units for it
+    :param autocast: compute the features of images in bfloat16. ``None``: those of SB3's ``NatureCNN``, if ``fast``
+        is not False and a short trial shows that it pays on this CPU, as it does where there are units for it
     :param overlap: act for one half of the environments while the other half is emulated. Needs an
         :class:`~sb3_dapo.atari_vec_env.AtariVecEnv`; pays where cores are idle while the policy acts. Samples actions
         in another order, from the same policy
@@ -657,15 +657,15 @@ class DAPO(Checkpoints, HubModel, PPO):
         if isinstance(self.policy, FastCnn):
             before, self.policy.autocast = self.policy.autocast, self._is_autocast()
             if self.verbose >= 1 and self.autocast is None and self.policy.autocast and not before:
-                print("Computing the Nature CNN in bfloat16, which is faster here: `autocast=False` turns it off")
+                print("Features are computed in bfloat16, which is faster here: `autocast=False` turns it off")
 
     def _is_autocast(self) -> bool:
         if self.autocast is not None:
             return self.autocast
-        extractor = self.policy.features_extractor
-        if not isinstance(extractor, NatureCNN) or not self._is_fast() or self.device.type != "cpu":
-            return False
-        return autocast_pays(extractor, int(self.batch_size))
+        # Whether other networks bear it, their authors know
+        is_known = type(self.policy.features_extractor) is NatureCNN
+        can_try = is_known and self._is_fast() and self.device.type == "cpu"
+        return can_try and autocast_pays(self.policy, int(self.batch_size))
 
     def _is_fast(self) -> bool:
         is_special_case = self.n_rollouts == 1 and self.advantage == "gae" and not self._has_divergence()

@@ -6,6 +6,7 @@ import platform
 import time
 from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
@@ -71,34 +72,42 @@ def _blocked_kernel(weight: th.Tensor) -> th.Tensor:
     return kernel.reshape(out_channels, -1, n, n).contiguous(memory_format=th.channels_last)
 
 
-def autocast_pays(extractor: NatureCNN, batch_size: int) -> bool:
+def autocast_pays(policy: Any, batch_size: int) -> bool:
     """
-    :param extractor: a Nature CNN, on the CPU
+    :param policy: one for images that has the attribute ``autocast``, on the CPU
     :param batch_size: of a minibatch
-    :return: whether it is clearly faster in bfloat16 on this machine. The answer is remembered. Small images and
-        minibatches, on which it would not make much of a difference, are not tried
+    :return: whether features are clearly computed faster in bfloat16 on this machine, as a trial shows, whose answer is
+        remembered. Minibatches of which it would not make much of a difference are not tried
     """
-    shape = tuple(extractor._observation_space.shape or ())
-    if batch_size < 64 or min(shape[1:]) < 64:
+    space, before = policy.observation_space, policy.autocast
+    shape, n = space.shape, min(batch_size, 128)
+    if n * math.prod(shape) < 2**15:
         return False
-    key = (shape, extractor.features_dim, th.get_num_threads())
+    key = (type(policy.features_extractor), shape, policy.features_dim, n, th.get_num_threads())
     if key not in _AUTOCAST_PAYS:
-        images = (th.arange(64 * math.prod(shape)) % 251).to(th.uint8).view(64, *shape)  # without a random generator
+        # without a random generator, whose state the trial would change
+        observations = (th.arange(n * math.prod(shape)) % 251 == 0).view(n, *shape).to(_dtype_of(space))
 
         def seconds(is_autocast: bool) -> float:
+            policy.autocast = is_autocast
             begin = time.perf_counter()
-            with th.enable_grad(), th.autocast("cpu", th.bfloat16, enabled=is_autocast):
-                loss = fast_nature_cnn(extractor, images).float().sum()
-            th.autograd.grad(loss, list(extractor.parameters()))
+            with th.enable_grad():
+                loss = policy.extract_features(observations).sum()
+            th.autograd.grad(loss, list(policy.features_extractor.parameters()))
             return time.perf_counter() - begin
 
         # The first calls prepare. The gain must be large, so that the answer is the same each time
-        times = [(seconds(False), seconds(True)) for _ in range(5)][1:]
+        times = [(seconds(False), seconds(True)) for _ in range(6)][1:]
         _AUTOCAST_PAYS[key] = min(time for _, time in times) < 0.75 * min(time for time, _ in times)
+        policy.autocast = before
     return _AUTOCAST_PAYS[key]
 
 
 _AUTOCAST_PAYS: dict[Any, bool] = {}
+
+
+def _dtype_of(space: Any) -> th.dtype:
+    return th.from_numpy(np.empty(0, space.dtype)).dtype
 
 
 def set_fast(policy: ActorCriticPolicy, fast: bool) -> None:
