@@ -128,7 +128,10 @@ def by_game(scores: dict[str, Array]) -> Any:
         axes.set_title(report.short(env), fontsize=13)
         axes.set_xlim(left=0)
         axes.grid(axis="x", alpha=0.25)
-        name_rows(axes, GAMES)
+        if game == 0:
+            name_rows(axes, GAMES)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
     figure.supxlabel("score", fontsize=13)
     return figure
 
