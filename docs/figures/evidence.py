@@ -25,7 +25,7 @@ METHODS = {
     "a2c": ("A2C", "#7a7a7a"),
     "vtrace_gae": ("Reuse without\nthe divergence", "#2e8b57"),
     "ppo_ent": ("PPO, the best", "#1f6fb5"),
-    "ppo": ("PPO without\nentropy bonus", "#6aa5d8"),
+    "ppo": ("PPO without\nentropy bonus", "#4a8cc7"),
 }
 OVERVIEW = ("dapo_gae", "a2c", "vtrace_gae", "ppo_ent")
 GAMES = ("dapo_gae", "ppo_ent", "ppo", "a2c")
@@ -127,6 +127,7 @@ def by_game(scores: dict[str, Array]) -> Any:
             draw_interval(axes, y, estimate, method)
         axes.set_title(report.short(env), fontsize=13)
         axes.set_xlim(left=0)
+        axes.locator_params(axis="x", nbins=3)
         axes.grid(axis="x", alpha=0.25)
         if game == 0:
             name_rows(axes, GAMES)
