@@ -24,7 +24,7 @@ METHODS = {
     "dapo_gae": ("DAPO", "#b0104f"),
     "a2c": ("A2C", "#7a7a7a"),
     "vtrace_gae": ("Reuse without\nthe divergence", "#2e8b57"),
-    "ppo_ent": ("PPO, the best", "#1f6fb5"),
+    "ppo_ent": ("Best PPO", "#1f6fb5"),
     "ppo": ("PPO without\nentropy bonus", "#4a8cc7"),
 }
 OVERVIEW = ("dapo_gae", "a2c", "vtrace_gae", "ppo_ent")
@@ -90,7 +90,7 @@ def overview(steps: Array, scores: dict[str, Array]) -> Any:
         left.fill_between(steps[known], [e.low for e in curve], [e.high for e in curve], color=color, alpha=0.2, lw=0)
         above = method == "dapo_gae"
         left.annotate(
-            label.split(",")[0],
+            label,
             (steps[known][-3], curve[-3].value),
             xytext=(-10, 14) if above else (6, -24),
             textcoords="offset points",
