@@ -652,7 +652,7 @@ class DAPO(Checkpoints, HubModel, PPO):
     def _set_form(self) -> None:
         """Have the policy compute in the form, fast or SB3's own, that the settings ask for."""
         set_fast(self.policy, self._is_fast())
-        is_fused = self._is_fast() and not self.compile and FusedMlp.suits(self.policy)
+        is_fused = self._is_fast() and self._compiled_evaluate is None and FusedMlp.suits(self.policy)
         self._fused = FusedMlp(self.policy) if is_fused else None
         if isinstance(self.policy, FastCnn):
             before, self.policy.autocast = self.policy.autocast, self._is_autocast()
