@@ -177,6 +177,7 @@ class FusedMlp:
     def suits(policy: ActorCriticPolicy) -> bool:
         """:return: whether a policy is SB3's, with layers that are known here, and nobody looks on"""
         is_own = all(getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) for name in METHODS)
+        is_own = is_own and not set(METHODS) & set(vars(policy))
         extractor = getattr(policy, "mlp_extractor", None)
         if not is_own or policy.device.type != "cpu" or type(extractor) is not MlpExtractor:
             return False
@@ -272,7 +273,7 @@ class FlatAdam:
         group, unusual = optimizer.param_groups[0], ("amsgrad", "weight_decay", "maximize", "differentiable")
         self.is_usual = type(optimizer) is th.optim.Adam and len(optimizer.param_groups) == 1
         self.is_usual = self.is_usual and not any(group[name] for name in unusual)
-        self.is_usual = self.is_usual and not optimizer._optimizer_step_pre_hooks
+        self.is_usual = self.is_usual and not optimizer._optimizer_step_pre_hooks and "step" not in vars(optimizer)
         self.moments: list[np.ndarray] = []
         self.n_steps = 0
 

@@ -196,6 +196,11 @@ def frozen(policy: ActorCriticPolicy) -> None:
     policy.value_net.bias.requires_grad_(False)  # type: ignore[union-attr, operator]
 
 
+def replaced(policy: ActorCriticPolicy) -> None:
+    evaluate = policy.evaluate_actions
+    policy.evaluate_actions = lambda *args: evaluate(*args)  # type: ignore[method-assign]
+
+
 def with_norm(policy: ActorCriticPolicy) -> None:
     policy.mlp_extractor.policy_net.append(th.nn.LayerNorm(16))
 
@@ -210,6 +215,7 @@ def with_norm(policy: ActorCriticPolicy) -> None:
         ("MlpPolicy", {}, watched),
         ("MlpPolicy", {}, frozen),
         ("MlpPolicy", {}, with_norm),
+        ("MlpPolicy", {}, replaced),
     ],
 )
 def test_other_policies_are_not_fused(
