@@ -22,7 +22,7 @@ class LossSettings(NamedTuple):
     divergence_coef: float
     clip_range: float
     clip_range_vf: float | None = None
-    policy_loss: Literal["clip", "plain", "clip_augmented"] = "clip"
+    policy_loss: Literal["clip", "plain", "clip_augmented", "marwil"] = "clip"
     clip_center: Literal["behavior", "old"] = "behavior"
     normalize_advantage: bool | Literal["rms"] = True
     weights_values: bool = True
@@ -60,7 +60,11 @@ def dapo_loss(
     if settings.policy_loss == "clip_augmented":
         advantages = advantages - settings.divergence_coef * divergences
     policy_loss = -th.mean(advantages * ratio)
-    if settings.policy_loss != "plain":
+    if settings.policy_loss == "marwil":
+        # Weights of mean 1, as their scale would act like one of the learning rate. A schedule may end at 0
+        weights = th.softmax(advantages / max(settings.divergence_coef, 1e-8), dim=0) * len(advantages)
+        policy_loss = -th.mean(weights * log_prob)
+    elif settings.policy_loss != "plain":
         clipped_ratio = th.clamp(ratio, 1 - settings.clip_range, 1 + settings.clip_range)
         if settings.clip_center == "old":
             center = importance_ratios(samples.old_log_prob, samples.behavior_log_prob)
@@ -78,7 +82,7 @@ def dapo_loss(
     entropy_loss = -th.mean(-log_prob if entropy is None else entropy)
 
     loss = policy_loss + settings.ent_coef * entropy_loss + settings.vf_coef * value_loss
-    if settings.policy_loss != "clip_augmented" and settings.divergence_coef > 0:
+    if settings.policy_loss not in ("clip_augmented", "marwil") and settings.divergence_coef > 0:
         loss = loss + settings.divergence_coef * divergence_loss
 
     stats = {

@@ -23,7 +23,7 @@ from sb3_dapo.buffers import RolloutRingSamples
 from sb3_dapo.divergences import Tsallis
 from sb3_dapo.loss import LossSettings, dapo_loss
 
-POLICY_LOSSES = ["clip", "plain", "clip_augmented"]
+POLICY_LOSSES = ["clip", "plain", "clip_augmented", "marwil"]
 FLOATS = spaces.Box(-1, 1, (3,))
 
 
@@ -323,11 +323,14 @@ class Reference:
             if model.policy_loss == "clip_augmented":
                 advantages = advantages - coef * divergences
             surrogate = ratio * advantages
-            if model.policy_loss != "plain":
+            if model.policy_loss == "marwil":
+                weights = (advantages / coef).exp()
+                surrogate = weights / weights.mean() * log_prob
+            elif model.policy_loss != "plain":
                 center = (old_log_probs - behavior).exp() if model.clip_center == "old" else th.ones_like(ratio)
                 surrogate = th.min(surrogate, (ratio - center).clamp(-0.2, 0.2).add(center) * advantages)
             loss = -surrogate.mean() - model.ent_coef * entropy.mean()
-            if model.policy_loss != "clip_augmented":
+            if model.policy_loss not in ("clip_augmented", "marwil"):
                 loss = loss + coef * (ratio * divergences).mean()
             loss = loss + model.vf_coef * (ratio.detach().clamp(max=3) * (returns - values) ** 2).mean()
             self.policy.zero_grad()
@@ -343,6 +346,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one rollout": {"n_rollouts": 1},
     "plain": {"policy_loss": "plain", "divergence_coef": 1.0},
     "clip_augmented": {"policy_loss": "clip_augmented", "divergence_coef": 0.5},
+    "marwil": {"policy_loss": "marwil", "divergence_coef": 0.5},
     "centered on the old policy": {"clip_center": "old"},
     "clip_augmented, centered": {"policy_loss": "clip_augmented", "divergence_coef": 0.5, "clip_center": "old"},
     "lambda in the first step": {"advantage": "vtrace_gae", "gae_lambda": 0.6},
