@@ -23,7 +23,7 @@ from sb3_dapo.buffers import RolloutRingSamples
 from sb3_dapo.divergences import Tsallis
 from sb3_dapo.loss import LossSettings, dapo_loss
 
-POLICY_LOSSES = ["clip", "plain", "clip_augmented", "marwil"]
+POLICY_LOSSES = ["clip", "plain", "clip_augmented"]
 FLOATS = spaces.Box(-1, 1, (3,))
 
 
