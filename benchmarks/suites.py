@@ -292,11 +292,11 @@ SUITES = {
     ),
     "mujoco": Suite(
         scores={
-            "HalfCheetah-v5": (-280.2, 2440.0),
-            "Hopper-v5": (17.9, 2540.0),
-            "Walker2d-v5": (1.6, 2200.0),
-            "Ant-v5": (-60.0, 762.0),
-            "Swimmer-v5": (0.7, 161.0),
+            "HalfCheetah-v5": (-234.0, 2440.0),
+            "Hopper-v5": (18.0, 2540.0),
+            "Walker2d-v5": (2.1, 2200.0),
+            "Ant-v5": (-38.0, 762.0),
+            "Swimmer-v5": (-2.3, 161.0),
         },
         normalization="0 is random play, 1 the mean score of GePPO over its first million steps, as published "
         "(Queeney et al. 2021, environments of version 3)",
