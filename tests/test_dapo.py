@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -637,6 +638,16 @@ def test_arguments_are_not_given_twice(algo: type[DAPO], kwargs: dict[str, Any])
 def test_rho_bar_of_zero() -> None:
     """Nothing would be learned; the estimator refuses it, so the algorithm must when it is made."""
     check_refused("rho_bar", 0.0, lambda: DAPO("MlpPolicy", "CartPole-v1", rho_bar=0.0, c_bar=0.0))
+
+
+def test_temperature_of_zero(algo: type[DAPO]) -> None:
+    """MARWIL's loss divides by it; a schedule may end there."""
+    make = partial(make_model, algo, "MlpPolicy", "CartPole-v1", policy_loss="marwil")
+    check_refused("divergence_coef", 0.0, lambda: make(divergence_coef=0.0))
+    model = make(divergence_coef=lambda progress: max(progress - 0.5, 0.0))
+    model.learn(4 * 64)
+    assert model.divergence_coef(model._current_progress_remaining) == 0.0  # type: ignore[operator]
+    assert all(th.isfinite(x).all() for x in model.policy.parameters())
 
 
 @pytest.mark.parametrize("name", ["divergence_coef", "clip_range", "clip_range_vf", "learning_rate"])
