@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -305,7 +306,7 @@ def test_the_final_score_is_of_whole_games_as_many_in_each_environment(monkeypat
     """In the first of three environments games take one step and score 1, in the others two steps and 2 and 3."""
 
     class Games(DummyVecEnv):
-        def seed(self, seed: int | None = None) -> list[int | None]:
+        def seed(self, seed: int | None = None) -> Sequence[int | None]:
             seeds.append(seed)
             return super().seed(seed)
 
@@ -328,7 +329,7 @@ class Counted(gym.Env[np.ndarray, int]):
     """Ends after some steps, and gives its score in the last."""
 
     observation_space = gym.spaces.Box(0, 1, (1,))
-    action_space = gym.spaces.Discrete(2)
+    action_space: gym.spaces.Discrete = gym.spaces.Discrete(2)
 
     def __init__(self, steps: int, score: float) -> None:
         self.steps, self.score = steps, score
