@@ -100,7 +100,9 @@ class DAPO(Checkpoints, HubModel, PPO):
     :param advantage: ``"vtrace"``: those of the paper; ``"vtrace_gae"``: with lambda in the first step too, so that
         they are GAE's where the policy is the one that acted; ``"gae"``: fixed at collection, as in PPO
     :param policy_loss: ``"clip"``: PPO's clipped surrogate with the divergence added (PPO+DA); ``"plain"``: eq. 7;
-        ``"clip_augmented"``: clip the surrogate of the augmented advantage ``A - D/eta`` as a whole
+        ``"clip_augmented"``: clip the surrogate of the augmented advantage ``A - D/eta`` as a whole; ``"marwil"``:
+        the other direction of the divergence, the log-likelihood of the actions weighted by ``exp(eta A)``, normalized
+        in each minibatch, without ratios (needs ``divergence_coef`` > 0)
     :param clip_center: the importance ratio that the clipped surrogate's range lies around: ``"behavior"``: 1, the
         policy that acted; ``"old"``: the ratio that the update began with, so that each update may move the policy as
         far for old data as for new (GePPO, Queeney et al. 2021, https://arxiv.org/abs/2111.00072). The same for the
@@ -150,7 +152,7 @@ class DAPO(Checkpoints, HubModel, PPO):
     c_bar: float
     n_rollouts: int
     advantage: Literal["vtrace", "vtrace_gae", "gae"]
-    policy_loss: Literal["clip", "plain", "clip_augmented"]
+    policy_loss: Literal["clip", "plain", "clip_augmented", "marwil"]
     clip_center: Literal["behavior", "old"]
     exact_targets: bool
     nonfinite: Literal["raise", "skip"]
@@ -200,7 +202,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         c_bar: float = 1.0,
         n_rollouts: int = 1,
         advantage: Literal["vtrace", "vtrace_gae", "gae"] = "vtrace",
-        policy_loss: Literal["clip", "plain", "clip_augmented"] = "clip",
+        policy_loss: Literal["clip", "plain", "clip_augmented", "marwil"] = "clip",
         clip_center: Literal["behavior", "old"] = "behavior",
         exact_targets: bool = False,
         nonfinite: Literal["raise", "skip"] = "raise",
@@ -279,6 +281,9 @@ class DAPO(Checkpoints, HubModel, PPO):
         get_divergence(self.divergence).check_action_space(self.action_space)
         for name in ("observation_space", "action_space"):
             check(name, getattr(self, name), _starts_at_zero(getattr(self, name)), "a space that starts at 0")
+        if self.policy_loss == "marwil":
+            coef = self.divergence_coef
+            check("divergence_coef", coef, callable(coef) or coef > 0, "greater than 0, as policy_loss='marwil'")
         if self.advantage != "gae":
             check("rho_bar", self.rho_bar, self.rho_bar >= self.c_bar, f"at least `c_bar` ({self.c_bar})")
         if self.normalize_advantage:

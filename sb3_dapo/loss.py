@@ -53,7 +53,7 @@ class LossSettings(NamedTuple):
     divergence_coef: float
     clip_range: float
     clip_range_vf: float | None = None
-    policy_loss: Literal["clip", "plain", "clip_augmented"] = "clip"
+    policy_loss: Literal["clip", "plain", "clip_augmented", "marwil"] = "clip"
     clip_center: Literal["behavior", "old"] = "behavior"
     normalize_advantage: bool | Literal["rms"] = True
     weights_values: bool = True
@@ -91,7 +91,9 @@ def dapo_loss(
     if settings.policy_loss == "clip_augmented":
         advantages = advantages - settings.divergence_coef * divergences
     policy_loss = -(advantages * ratio).mean(dim=-1)
-    if settings.policy_loss != "plain":
+    if settings.policy_loss == "marwil":
+        policy_loss = -(marwil_weights(advantages, settings.divergence_coef) * log_prob).mean(dim=-1)
+    elif settings.policy_loss != "plain":
         clipped_ratio = th.clamp(ratio, 1 - settings.clip_range, 1 + settings.clip_range)
         if settings.clip_center == "old":
             center = importance_ratios(samples.old_log_prob, samples.behavior_log_prob)
@@ -109,7 +111,7 @@ def dapo_loss(
     entropy_loss = -(-log_prob if entropy is None else entropy).mean(dim=-1)
 
     loss = policy_loss + settings.ent_coef * entropy_loss + settings.vf_coef * value_loss
-    if settings.policy_loss != "clip_augmented" and settings.divergence_coef > 0:
+    if settings.policy_loss not in ("clip_augmented", "marwil") and settings.divergence_coef > 0:
         loss = loss + settings.divergence_coef * divergence_loss
 
     stats = {
@@ -180,22 +182,29 @@ def loss_gradient(samples: RolloutRingSamples, values: Array, log_prob: Array, s
         if settings.policy_loss == "clip_augmented":
             advantages, penalties = advantages - penalties, 0.0
     gains = advantages  # of the ratio
-    if settings.policy_loss != "plain":
+    if settings.policy_loss not in ("plain", "marwil"):
         center: Array | float = 1.0
         if settings.clip_center == "old":
             center = xp.exp((old_log_prob - behavior_log_prob).clip(-MAX_LOG_RATIO, MAX_LOG_RATIO))
         # Where the clipped surrogate is the smaller one it is flat
         gains = advantages * ((ratio - center) * xp.sign(advantages) <= settings.clip_range)
     of_log_prob = (penalties - gains) * ratio * (abs(log_ratio) <= MAX_LOG_RATIO) / batch_size
+    if settings.policy_loss == "marwil":
+        of_log_prob = marwil_weights(th.as_tensor(advantages), settings.divergence_coef) / -batch_size
+        of_log_prob = of_log_prob if is_torch else of_log_prob.numpy()
 
-    error = values - returns
-    if settings.clip_range_vf is not None:
-        change = values - old_values
-        clipped = change.clip(-settings.clip_range_vf, settings.clip_range_vf)
-        error = (old_values + clipped - returns) * (abs(change) <= settings.clip_range_vf)
+    error = _value_error(values, returns, old_values, settings.clip_range_vf)
     if settings.weights_values:
         error = error * ratio.clip(None, MAX_VALUE_WEIGHT)
     return error * (2 * settings.vf_coef / batch_size), of_log_prob, -settings.ent_coef / batch_size
+
+
+def _value_error(values: Array, returns: Array, old_values: Array, clip_range: float | None) -> Array:
+    """:return: by how much values are too large, 0 where they cannot change any more"""
+    if clip_range is None:
+        return values - returns
+    change = values - old_values
+    return (old_values + change.clip(-clip_range, clip_range) - returns) * (abs(change) <= clip_range)
 
 
 @th.no_grad()
@@ -242,6 +251,15 @@ def kl_terms(log_ratio: th.Tensor) -> th.Tensor:
     :return: terms whose mean is unbiased for KL(q || p) (Schulman's k3)
     """
     return th.expm1(log_ratio) - log_ratio
+
+
+def marwil_weights(advantages: th.Tensor, divergence_coef: float) -> th.Tensor:
+    """
+    :param advantages: of a minibatch, or of several, shape ``(..., B)``
+    :param divergence_coef: 1/eta; a schedule of it may end at 0
+    :return: ``exp(eta A)``, divided by its mean, as its scale would act like one of the learning rate
+    """
+    return th.softmax(advantages / max(divergence_coef, 1e-8), dim=-1) * advantages.shape[-1]
 
 
 def normalize(advantages: Array, how: bool | Literal["rms"]) -> Array:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -350,11 +351,14 @@ class Reference:
             if model.policy_loss == "clip_augmented":
                 advantages = advantages - coef * divergences
             surrogate = ratio * advantages
-            if model.policy_loss != "plain":
+            if model.policy_loss == "marwil":
+                weights = (advantages / coef).exp()
+                surrogate = weights / weights.mean() * log_prob
+            elif model.policy_loss != "plain":
                 center = (old_log_probs - behavior).exp() if model.clip_center == "old" else th.ones_like(ratio)
                 surrogate = th.min(surrogate, (ratio - center).clamp(-0.2, 0.2).add(center) * advantages)
             loss = -surrogate.mean() - model.ent_coef * entropy.mean()
-            if model.policy_loss != "clip_augmented":
+            if model.policy_loss not in ("clip_augmented", "marwil"):
                 loss = loss + coef * (ratio * divergences).mean()
             loss = loss + model.vf_coef * (ratio.detach().clamp(max=3) * (returns - values) ** 2).mean()
             self.policy.zero_grad()
@@ -370,6 +374,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one rollout": {"n_rollouts": 1},
     "plain": {"policy_loss": "plain", "divergence_coef": 1.0},
     "clip_augmented": {"policy_loss": "clip_augmented", "divergence_coef": 0.5},
+    "marwil": {"policy_loss": "marwil", "divergence_coef": 0.5},
     "centered on the old policy": {"clip_center": "old"},
     "clip_augmented, centered": {"policy_loss": "clip_augmented", "divergence_coef": 0.5, "clip_center": "old"},
     "lambda in the first step": {"advantage": "vtrace_gae", "gae_lambda": 0.6},
@@ -660,6 +665,16 @@ def test_arguments_are_not_given_twice(algo: type[DAPO], kwargs: dict[str, Any])
 def test_rho_bar_of_zero() -> None:
     """Nothing would be learned; the estimator refuses it, so the algorithm must when it is made."""
     check_refused("rho_bar", 0.0, lambda: DAPO("MlpPolicy", "CartPole-v1", rho_bar=0.0, c_bar=0.0))
+
+
+def test_temperature_of_zero(algo: type[DAPO]) -> None:
+    """MARWIL's loss divides by it; a schedule may end there."""
+    make = partial(make_model, algo, "MlpPolicy", "CartPole-v1", policy_loss="marwil")
+    check_refused("divergence_coef", 0.0, lambda: make(divergence_coef=0.0))
+    model = make(divergence_coef=lambda progress: max(progress - 0.5, 0.0))
+    model.learn(4 * 64)
+    assert model.divergence_coef(model._current_progress_remaining) == 0.0  # type: ignore[operator]
+    assert all(th.isfinite(x).all() for x in model.policy.parameters())
 
 
 @pytest.mark.parametrize("name", ["divergence_coef", "clip_range", "clip_range_vf", "learning_rate"])
