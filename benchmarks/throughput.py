@@ -2,7 +2,7 @@
 How many environment steps per second do DAPO and its peers train on Breakout, with the same network and settings?
 
     python benchmarks/throughput.py --peer-venvs FOLDER --cleanrl CHECKOUT   # results/throughput_cpu.csv
-    python benchmarks/throughput.py --small    # MLPs and MinAtar: results/throughput_cpu_small.csv
+    python benchmarks/throughput.py --defaults # without switches, on several tasks: results/throughput_cpu_defaults.csv
     python benchmarks/throughput.py --sweep    # over n_envs, n_epochs and K: results/throughput_cpu_sweep.csv
     python benchmarks/throughput.py --report   # from what is there: results/throughput.md, figures in docs/figures
 
@@ -78,16 +78,16 @@ CONTESTANTS = {
     "DAPO, native, optimize_memory_usage": sb3("dapo", "native", optimize_memory_usage=True),
     "DAPO, native, overlap": sb3("dapo", "native", overlap=True),
     "DAPO, native, compile": sb3("dapo", "native", compile=True),
-    "DAPO, native, autocast": sb3("dapo", "native", autocast=True),
-    "DAPO, native, compile, autocast": sb3("dapo", "native", compile=True, autocast=True),
+    "DAPO, native, autocast=False": sb3("dapo", "native", autocast=False),
     "sbx PPO": Contestant("sb3", {"algo": "sbx"}, "sbx"),
     "CleanRL PPO, envpool": Contestant("cleanrl", {}, "cleanrl"),
     "Tianshou PPO, envpool": Contestant("tianshou", {}, "tianshou"),
     "TorchRL PPO": Contestant("torchrl", {}, "torchrl"),
     "Sample Factory PPO": Contestant("sample_factory", {}, "sample-factory"),
 }
-# Small networks: HalfCheetah with SB3's default settings, and MinAtar
-SMALL_TASKS: dict[str, dict[str, Any]] = {
+# What is measured without switches: Breakout, HalfCheetah with SB3's default settings, and MinAtar
+DEFAULT_TASKS: dict[str, dict[str, Any]] = {
+    "Breakout, 8 environments": {"env_id": ENV_ID, **DEFAULTS},
     "HalfCheetah, 1 environment": {
         "env_id": "HalfCheetah-v5",
         "n_envs": 1,
@@ -104,7 +104,8 @@ SMALL_TASKS: dict[str, dict[str, Any]] = {
     },
     "MinAtar Breakout, 8 environments": {"env_id": "MinAtar/Breakout-v1", **DEFAULTS},
 }
-SMALL_CONTESTANTS = (BASELINE, "DAPO, fast=False", "DAPO", "sbx PPO")
+ATARI_CONTESTANTS = (BASELINE, "DAPO", "DAPO, native", "DAPO, native, autocast=False")
+SMALL_CONTESTANTS = (BASELINE, "DAPO", "DAPO, fast=False", "sbx PPO")
 # What the network's operations and the emulator alone would take
 LIMIT = Contestant("machine")
 
@@ -235,15 +236,16 @@ def compare(args: argparse.Namespace, task: dict[str, Any], among: Iterable[str]
             yield {**row, "run": run}
 
 
-def compare_small(args: argparse.Namespace) -> Iterator[Row]:
+def compare_defaults(args: argparse.Namespace) -> Iterator[Row]:
     """
     :param args: of the command
-    :return: the same for the tasks with small networks
+    :return: the same for each of the tasks
     """
-    for task in SMALL_TASKS.values():
-        # sbx has no network for MinAtar
-        among = [name for name in SMALL_CONTESTANTS if not (name == "sbx PPO" and "MinAtar" in task["env_id"])]
-        yield from compare(args, task, among)
+    for name, task in DEFAULT_TASKS.items():
+        if not args.tasks or name in args.tasks:
+            among = ATARI_CONTESTANTS if task["env_id"] == ENV_ID else SMALL_CONTESTANTS
+            # sbx has no network for MinAtar
+            yield from compare(args, task, among[: 3 if "MinAtar" in name else 4])
 
 
 def sweep(args: argparse.Namespace) -> Iterator[Row]:
@@ -498,8 +500,8 @@ def report(results: Path) -> None:
                 versions(rows),
                 f"![Seconds for 1,024 steps](../../docs/figures/throughput_{device}.svg)",
             ]
-        small = read(results / f"throughput_{device}_small.csv")
-        for name, task in SMALL_TASKS.items():
+        small = read(results / f"throughput_{device}_defaults.csv")
+        for name, task in DEFAULT_TASKS.items():
             if rows := [row for row in small if (row["env_id"], row["n_envs"]) == (task["env_id"], task["n_envs"])]:
                 settings = f"{task['n_steps']} steps, {task['n_epochs']} epochs, minibatches of {task['batch_size']}"
                 parts += [f"### {name}", f"{settings}.", table(rows), versions(rows)]
@@ -523,7 +525,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="PART", help="contestants with one of these in their names")
     parser.add_argument("--peer-venvs", type=Path, help="folder of the peers' virtual environments")
     parser.add_argument("--cleanrl", type=Path, help="checkout of CleanRL")
-    parser.add_argument("--small", action="store_true", help="tasks with small networks")
+    parser.add_argument("--defaults", action="store_true", help="without switches, on several tasks")
+    parser.add_argument("--tasks", nargs="+", choices=DEFAULT_TASKS, help="of --defaults")
     parser.add_argument("--sweep", action="store_true", help="vary n_envs, n_epochs and K instead of comparing")
     parser.add_argument("--report", action="store_true", help="only write the tables and figures")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
@@ -533,8 +536,8 @@ def main() -> None:
     if not args.report:
         args.runs = args.runs or (1 if args.sweep else 3)
         args.iterations = args.iterations or (2 if args.sweep else 3)
-        if args.small:
-            kind, rows = "_small", compare_small(args)
+        if args.defaults:
+            kind, rows = "_defaults", compare_defaults(args)
         elif args.sweep:
             kind, rows = "_sweep", sweep(args)
         else:

@@ -1,6 +1,8 @@
 """What stands around the policy while SB3's loop collects a rollout."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -84,6 +86,21 @@ class DivisibleVecEnv(Protocol):
 
     def receive(self, games: slice) -> VecEnvStepReturn:
         """Wait for some environments."""
+
+
+@contextmanager
+def few_threads(env: VecEnv) -> Iterator[None]:
+    """
+    Context in which PyTorch leaves the cores to the emulators of an ``AtariVecEnv``. After each operation its threads
+    stay busy for a while, and the few observations of a step are computed as fast by one.
+    """
+    n_threads = th.get_num_threads()
+    if isinstance(env.unwrapped, DivisibleVecEnv):
+        th.set_num_threads(max(1, min(n_threads, (os.cpu_count() or 1) - env.num_envs)))
+    try:
+        yield
+    finally:
+        th.set_num_threads(n_threads)
 
 
 def check_overlap(env: GymEnv | None, use_sde: bool) -> None:

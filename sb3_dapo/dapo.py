@@ -20,7 +20,14 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dapo.acting import ActingPolicy, OverlappingPolicy, RecordingCallback, RolloutSource, check_overlap
+from sb3_dapo.acting import (
+    ActingPolicy,
+    OverlappingPolicy,
+    RecordingCallback,
+    RolloutSource,
+    check_overlap,
+    few_threads,
+)
 from sb3_dapo.arguments import RANGES, SCHEDULED, Range, arguments_of, check, check_arguments, check_number
 from sb3_dapo.buffers import RolloutRing, RolloutRingSamples
 from sb3_dapo.checkpoint.checkpoints import Checkpoints
@@ -369,7 +376,7 @@ class DAPO(Checkpoints, HubModel, PPO):
                 if isinstance(source, RolloutSource):
                     return self._collect_from(source, callback)
                 recording = RecordingCallback(callback, self, rollout_buffer)
-                with self._acting(env) as acting_env:
+                with few_threads(env), self._acting(env) as acting_env:
                     return super().collect_rollouts(acting_env, recording, rollout_buffer, n_rollout_steps)
         except NonFiniteError:
             raise
