@@ -393,14 +393,16 @@ class DAPO(Checkpoints, HubModel, PPO):
         :return: what stands for them while something stands for the policy
         """
         acting_class = OverlappingPolicy if self.overlap else self.acting_policy_class
+        acts_fast = nullcontext() if self._fused is None else self._fused.acting()
         if acting_class is None:
-            with nullcontext() if self._fused is None else self._fused.acting():
+            with acts_fast:
                 yield env
             return
         policy, acting = self.policy, acting_class(self.policy, env, self.rollout_buffer)
         self.policy = acting  # type: ignore[assignment]
         try:
-            yield acting.env
+            with acts_fast:
+                yield acting.env
         finally:
             self.policy = policy
             farther = acting.finish()
@@ -532,7 +534,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         :return: values, log-probs and entropies of the policy, each of shape ``(B,)``
         """
         if self._fused is not None:
-            return self._fused.evaluate(samples.observations, samples.actions)
+            return self._fused.evaluate(samples.observations, samples.actions, **samples.inputs)
         # (targets without a gradient are not worth a second compilation)
         is_compiled = self._compiled_evaluate is not None and th.is_grad_enabled()
         evaluate = self._compiled_evaluate if is_compiled else self.policy.evaluate_actions
@@ -664,12 +666,15 @@ class DAPO(Checkpoints, HubModel, PPO):
     def _set_form(self) -> None:
         """Have the policy compute in the form, fast or SB3's own, that the settings ask for."""
         set_fast(self.policy, self._is_fast())
-        is_fused = self._is_fast() and self._compiled_evaluate is None and FusedMlp.suits(self.policy)
+        is_fused = self._is_fast() and self._compiled_evaluate is None and self._suits_fusing()
         self._fused = FusedMlp(self.policy) if is_fused else None
         if isinstance(self.policy, FastCnn):
             before, self.policy.autocast = self.policy.autocast, self._is_autocast()
             if self.verbose >= 1 and self.autocast is None and self.policy.autocast and not before:
                 print("Features are computed in bfloat16, which is faster here: `autocast=False` turns it off")
+
+    def _suits_fusing(self) -> bool:
+        return FusedMlp.suits(self.policy)
 
     def _is_autocast(self) -> bool:
         if self.autocast is not None:

@@ -4,14 +4,15 @@ operation, to record and to undo it, than to compute it.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
@@ -22,6 +23,8 @@ from sb3_dapo.distributions import HALF_LOG_2PI, LeanCategorical, LeanGaussian
 MAX_PRODUCTS = 2**18
 # Methods of a policy that must be SB3's own
 METHODS = ("forward", "evaluate_actions", "extract_features", "_get_action_dist_from_latent", "get_distribution")
+# Logits of what is not allowed: sb3-contrib's
+MASKED_LOGIT = -1e8
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -158,7 +161,7 @@ class FusedMlp:
     :param policy: a policy for which :meth:`suits` is true
     """
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
+    def __init__(self, policy: Any) -> None:
         self.policy, extractor = policy, policy.mlp_extractor
         self.actor = Tower([*extractor.policy_net, policy.action_net])
         self.critic = Tower([*extractor.value_net, policy.value_net])
@@ -174,9 +177,18 @@ class FusedMlp:
         self.gradients = (self.adam.gradients[:n_actor], self.adam.gradients[n_actor:])
 
     @staticmethod
-    def suits(policy: ActorCriticPolicy) -> bool:
-        """:return: whether a policy is SB3's, with layers that are known here, and nobody looks on"""
-        is_own = all(getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) for name in METHODS)
+    def suits(
+        policy: Any,
+        base: type[BasePolicy] = ActorCriticPolicy,
+        distributions: Collection[type[Distribution]] = (LeanGaussian, LeanCategorical),
+    ) -> bool:
+        """
+        :param policy: a policy
+        :param base: class that its methods must come from
+        :param distributions: what its distribution may be: a Gaussian, or a categorical one
+        :return: whether it has layers that are known here, and nobody looks on
+        """
+        is_own = all(getattr(type(policy), name, None) is getattr(base, name) for name in METHODS)
         is_own = is_own and not set(METHODS) & set(vars(policy))
         extractor = getattr(policy, "mlp_extractor", None)
         if not is_own or policy.device.type != "cpu" or type(extractor) is not MlpExtractor:
@@ -188,9 +200,9 @@ class FusedMlp:
             if len(layers) % 2 == 0 or not all(type(layer) in ACTIVATIONS for layer in layers[1::2]):
                 return False
             known |= {parameter for layer in layers for parameter in layer.parameters()}
-        if type(policy.action_dist) is LeanGaussian:
+        if isinstance(policy.action_dist, LeanGaussian):
             known.add(policy.log_std)
-        elif type(policy.action_dist) is not LeanCategorical:
+        if type(policy.action_dist) not in distributions:
             return False
         is_plain = type(policy.features_extractor) is FlattenExtractor and known == set(policy.parameters())
         return is_plain and not any(map(_is_watched, [*policy.modules(), *known]))
@@ -199,9 +211,16 @@ class FusedMlp:
         """:return: what the towers are given, ``(B, features_dim)``"""
         if self.is_flat and isinstance(observations, th.Tensor) and observations.dtype == th.float32:
             return observations.numpy()
-        return self.policy.extract_features(observations).numpy()  # type: ignore[union-attr]
+        return self.policy.extract_features(observations).numpy()
 
-    def act(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def outputs(self, features: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+        """:return: means or logits, those of what is not allowed very small"""
+        outputs = self.actor(features)
+        return outputs if masks is None else np.where(masks, outputs, MASKED_LOGIT).astype(outputs.dtype, copy=False)
+
+    def act(
+        self, observations: PyTorchObs, action_masks: np.ndarray | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         As the policy's ``forward``.
 
@@ -209,18 +228,21 @@ class FusedMlp:
         """
         features = self.features(observations)
         with np.errstate(all="ignore"):
-            actions, log_prob = self.head.sample(self.actor(features))
+            actions, log_prob = self.head.sample(self.outputs(features, action_masks))
             values = self.critic(features)
             total = float(values.sum() + actions.sum() + log_prob.sum())
         if not math.isfinite(total):
             raise ValueError("actions, log-probs or values of the policy are nan or infinite")
-        actions = actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
+        actions = actions.reshape(-1, *self.policy.action_space.shape)
         return th.from_numpy(actions), th.from_numpy(values), th.from_numpy(log_prob)
 
-    def evaluate(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def evaluate(
+        self, observations: PyTorchObs, actions: th.Tensor, action_masks: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """As the policy's ``evaluate_actions``, with values of shape ``(B,)``."""
         features = self.features(observations)
-        log_prob, entropy = self.head.evaluate(self.actor(features), actions.numpy())
+        outputs = self.outputs(features, None if action_masks is None else action_masks.numpy())
+        log_prob, entropy = self.head.evaluate(outputs, actions.numpy())
         return th.from_numpy(self.critic(features)[:, 0]), th.from_numpy(log_prob), th.from_numpy(entropy)
 
     def step(self, of_values: np.ndarray, of_log_prob: np.ndarray, of_entropy: float, max_norm: float) -> float:
@@ -250,7 +272,7 @@ class FusedMlp:
     @contextmanager
     def acting(self) -> Iterator[None]:
         """Context in which a call of the policy is answered from here."""
-        self.policy.forward = self.act  # type: ignore[assignment, method-assign]
+        self.policy.forward = self.act
         try:
             yield
         finally:

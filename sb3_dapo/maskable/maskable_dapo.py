@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
+from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution
 from sb3_contrib.common.maskable.policies import (
     MaskableActorCriticCnnPolicy,
     MaskableActorCriticPolicy,
@@ -24,6 +25,7 @@ from sb3_dapo.arguments import check
 from sb3_dapo.buffers import RolloutRingSamples
 from sb3_dapo.checkpoint.states import walk_callbacks
 from sb3_dapo.dapo import DAPO
+from sb3_dapo.fused import FusedMlp
 from sb3_dapo.maskable.acting import MaskingPolicy, MaskingPredictor, check_masks, choice_sizes
 from sb3_dapo.maskable.distributions import lean_distribution
 from sb3_dapo.policies import FastCnn
@@ -80,6 +82,9 @@ class MaskableDAPO(DAPO, PolicyWithoutSDE):
     def acting_policy_class(self) -> Callable[..., MaskingPolicy]:  # type: ignore[override]
         """Makes what stands for the policy while a rollout is collected."""
         return partial(MaskingPolicy, use_masking=self._use_masking, is_lean=self._is_fast())
+
+    def _suits_fusing(self) -> bool:
+        return FusedMlp.suits(self.policy, MaskableActorCriticPolicy, [MaskableCategoricalDistribution])
 
     def _evaluate(self, samples: RolloutRingSamples) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         policy: Any = self.policy
