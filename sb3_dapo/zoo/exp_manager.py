@@ -8,7 +8,6 @@ import shutil
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -31,8 +30,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sb3_dapo.arguments import SCHEDULED, arguments_of
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until, vec_normalize_of
-from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
+from sb3_dapo.presets import parse_schedule
 from sb3_dapo.zoo.parsers import (
     ACTOR_OPTIONS,
     BEST_MODEL,
@@ -64,20 +63,6 @@ FIXED_BY_CHECKPOINT = (
     *("policy", "policy_kwargs", "use_sde", "n_envs", "n_steps", "n_rollouts"),
     *("optimize_memory_usage", "rollout_buffer_class", "rollout_buffer_kwargs", "stats_window_size"),
 )
-
-
-def parse_schedule(name: str, text: str) -> SimpleLinearSchedule | Controller:
-    """What `lin_x` stands for, and for `divergence_coef` also `adaptive_x` and `dual_x`, with the target x."""
-    kinds: dict[str, Callable[[float], SimpleLinearSchedule | Controller]] = {"lin": SimpleLinearSchedule}
-    if name == "divergence_coef":
-        kinds |= {"adaptive": AdaptiveController, "dual": DualController}
-    kind, _, number = text.partition("_")
-    try:
-        return kinds[kind](float(number))
-    except (KeyError, ValueError) as error:
-        allowed = ", ".join(f"{kind}_x" for kind in kinds)
-        hint = "YAML reads 1e-3 as text: write 0.001 or !!float 1e-3"
-        raise ValueError(f"`{name}` must be a number or {allowed}, got {text!r} ({hint})") from error
 
 
 def check_keywords(algo_class: type, names: set[str], source: str) -> None:
@@ -366,7 +351,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         native_kwargs = atari_wrapper_kwargs(hyperparams)
         # The Zoo alone would pass the text of the divergence's coefficient on as it is
         texts = {name: hyperparams.get(name) for name in SCHEDULED if self.is_own_algo}
-        schedules = {name: parse_schedule(name, text) for name, text in texts.items() if isinstance(text, str)}
+        schedules = {name: parse_schedule(name, text, SimpleLinearSchedule) for name, text in texts.items() if isinstance(text, str)}
         hyperparams, env_wrapper, callbacks, vec_env_wrapper = super()._preprocess_hyperparams(hyperparams)
         check_keywords(ALGOS[self.algo], set(hyperparams) - NOISE, source=f"{self.config} or --hyperparams")
         if self._eval_env_kwargs_args is None:

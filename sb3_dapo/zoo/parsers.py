@@ -5,6 +5,7 @@ import difflib
 import re
 from argparse import ArgumentParser
 from collections.abc import Iterable
+from contextlib import closing
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,9 @@ import yaml
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import ALGOS, StoreDict
 
+from sb3_dapo.arguments import arguments_of
 from sb3_dapo.cli import DEFAULT_ALGO, LOG_FOLDER
+from sb3_dapo.presets import PRESETS, has_bfloat16, kind_of
 from sb3_dapo.zoo.registration import CONF_FILES
 
 # The Zoo's: `enjoy --load-checkpoint` looks for files of this name
@@ -83,6 +86,21 @@ def no_frameskip_id(env_id: str) -> str | None:
     return {name.lower(): name for name in gym.registry}.get(f"{game}noframeskip-v4")
 
 
+def preset_hyperparams(name: str, algo: str, env_id: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A preset's hyperparameters in an environment; for PPO those that it shares, and each step is used as often."""
+    with closing(gym.make(env_id, **env_kwargs)) as env:
+        kind = kind_of(env)
+    hyperparams = dict(PRESETS[name][kind])
+    if algo in CONF_FILES:
+        return hyperparams | ({"autocast": True} if kind == "atari" and has_bfloat16() else {})
+    allowed = {"n_envs", "normalize", *arguments_of(ALGOS[algo])}
+    if not {"n_epochs", "gae_lambda"} <= allowed:
+        raise ValueError(f"`--preset` is for ppo and {', '.join(CONF_FILES)}, got `--algo` {algo}")
+    # The clip range is SB3's default, as an entry for more steps may let it fall to 0
+    hyperparams |= {"n_epochs": hyperparams["n_epochs"] * hyperparams["n_rollouts"], "clip_range": 0.2}
+    return {name: value for name, value in hyperparams.items() if name in allowed}
+
+
 class Assignments(StoreDict):
     """The Zoo's `name:value`, with the value in Python, and a message that says so. Adds to what was given before."""
 
@@ -142,6 +160,8 @@ class TrainParser(Parser):
         text = "go on with the latest run of --env from its newest checkpoint (see --save-freq), to the same total and "
         text += "with the same arguments unless others are given"
         super().add_argument("--resume", action="store_true", help=text)
+        text = "settings that go together, by the kind of environment: scarce, for few steps (docs/settings.md). With ppo: "
+        super().add_argument("--preset", choices=list(PRESETS), help=f"{text}those it shares, as often used")
         self._add_actors()
         given, _ = self.parse_known_args(args)
         if given.resume:
@@ -164,6 +184,9 @@ class TrainParser(Parser):
         if parsed.trial_id is not None and not (parsed.storage and parsed.study_name):
             self.error("--trial-id needs the --storage and the --study-name that the trial belongs to")
         check_env(parsed.env, parsed.gym_packages)
+        if parsed.preset is not None:
+            preset = preset_hyperparams(parsed.preset, parsed.algo, parsed.env, parsed.env_kwargs or {})
+            parsed.hyperparams = preset | (parsed.hyperparams or {})
         return parsed
 
     def _add_actors(self) -> None:
