@@ -5,7 +5,6 @@ import difflib
 import re
 from argparse import ArgumentParser
 from collections.abc import Iterable
-from contextlib import closing
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -16,9 +15,8 @@ import yaml
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import ALGOS, StoreDict
 
-from sb3_dapo.arguments import arguments_of
 from sb3_dapo.cli import DEFAULT_ALGO, LOG_FOLDER
-from sb3_dapo.presets import PRESETS, has_bfloat16, kind_of
+from sb3_dapo.presets import PRESETS
 from sb3_dapo.zoo.registration import CONF_FILES
 
 # The Zoo's: `enjoy --load-checkpoint` looks for files of this name
@@ -27,19 +25,24 @@ CHECKPOINTS = f"{CHECKPOINT_PREFIX}_*_steps.zip"
 BEST_MODEL = "best_model.zip"
 
 
+def numbered_runs(log_path: Path, env_name: str) -> dict[int, Path]:
+    """The folders of an algorithm's runs in an environment, by their numbers in ascending order."""
+    named = re.compile(rf"{re.escape(env_name)}_(\d+)")
+    matches = {path: named.fullmatch(path.name) for path in log_path.glob("*") if path.is_dir()}
+    return dict(sorted((int(match[1]), path) for path, match in matches.items() if match))
+
+
 def find_run(log_path: Path, env_name: str, exp_id: int, file: str, hint: str) -> Path:
     """
     The folder of run number `exp_id` of an algorithm; 0: of the latest with the file that is needed, in whose name `*`
     stands for anything, -1: `log_path` itself. Refused if there is none, with the hint what to do.
     """
-    named = re.compile(rf"{re.escape(env_name)}_(\d+)")
-    folders = [path for path in log_path.glob("*") if path.is_dir()]
-    numbered = sorted((int(match[1]), path) for path in folders if (match := named.fullmatch(path.name)))
-    runs = [path for _, path in reversed(numbered)]
+    numbered = numbered_runs(log_path, env_name)
+    runs = list(reversed(numbered.values()))
     if exp_id != 0:
         runs = [log_path if exp_id < 0 else log_path / f"{env_name}_{exp_id}"]
         if not runs[0].is_dir():
-            others = f"of {env_name} there are: {', '.join(str(number) for number, _ in numbered) or 'none'}"
+            others = f"of {env_name} there are: {', '.join(map(str, numbered)) or 'none'}"
             raise ValueError(f"there is no run in {runs[0]}: choose another --exp-id ({others})")
     elif not runs:
         raise ValueError(f"there is no run of {env_name} in {log_path}: begin one with 'sb3-dapo train'")
@@ -84,21 +87,6 @@ def no_frameskip_id(env_id: str) -> str | None:
     """The version of an Atari game, in any spelling, that the hyperparameters are made for, if there is one."""
     game = env_id.lower().removeprefix("ale/").split("-")[0].removesuffix("deterministic").removesuffix("noframeskip")
     return {name.lower(): name for name in gym.registry}.get(f"{game}noframeskip-v4")
-
-
-def preset_hyperparams(name: str, algo: str, env_id: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A preset's hyperparameters in an environment; for PPO those that it shares, and each step is used as often."""
-    with closing(gym.make(env_id, **env_kwargs)) as env:
-        kind = kind_of(env)
-    hyperparams = dict(PRESETS[name][kind])
-    if algo in CONF_FILES:
-        return hyperparams | ({"autocast": True} if kind == "atari" and has_bfloat16() else {})
-    allowed = {"n_envs", "normalize", *arguments_of(ALGOS[algo])}
-    if not {"n_epochs", "gae_lambda"} <= allowed:
-        raise ValueError(f"`--preset` is for ppo and {', '.join(CONF_FILES)}, got `--algo` {algo}")
-    # The clip range is SB3's default, as an entry for more steps may let it fall to 0
-    hyperparams |= {"n_epochs": hyperparams["n_epochs"] * hyperparams["n_rollouts"], "clip_range": 0.2}
-    return {name: value for name, value in hyperparams.items() if name in allowed}
 
 
 class Assignments(StoreDict):
@@ -160,8 +148,10 @@ class TrainParser(Parser):
         text = "go on with the latest run of --env from its newest checkpoint (see --save-freq), to the same total and "
         text += "with the same arguments unless others are given"
         super().add_argument("--resume", action="store_true", help=text)
-        text = "settings that go together, by the kind of environment: scarce, for few steps (docs/settings.md). With ppo: "
-        super().add_argument("--preset", choices=list(PRESETS), help=f"{text}those it shares, as often used")
+        text = (
+            "settings that go together, by the kind of environment: scarce, for few steps; for ppo those that it shares"
+        )
+        super().add_argument("--preset", choices=list(PRESETS), help=text)
         self._add_actors()
         given, _ = self.parse_known_args(args)
         if given.resume:
@@ -184,9 +174,6 @@ class TrainParser(Parser):
         if parsed.trial_id is not None and not (parsed.storage and parsed.study_name):
             self.error("--trial-id needs the --storage and the --study-name that the trial belongs to")
         check_env(parsed.env, parsed.gym_packages)
-        if parsed.preset is not None:
-            preset = preset_hyperparams(parsed.preset, parsed.algo, parsed.env, parsed.env_kwargs or {})
-            parsed.hyperparams = preset | (parsed.hyperparams or {})
         return parsed
 
     def _add_actors(self) -> None:
@@ -202,8 +189,8 @@ class TrainParser(Parser):
         """Make the arguments of the run the defaults, to which those that are given are added."""
         if given.algo not in CONF_FILES:
             self.error(f"--resume needs checkpoints of this package: --algo must be {' or '.join(CONF_FILES)}")
-        if given.trained_agent or given.optimize_hyperparameters:
-            name = "-i" if given.trained_agent else "-optimize"
+        new = {"-i": given.trained_agent, "-optimize": given.optimize_hyperparameters, "--preset": given.preset}
+        for name in [name for name, value in new.items() if value]:
             self.error(f"{name} begins anew: it cannot be given with --resume")
         env_name = EnvironmentName(given.env)
         hint = "`--resume` needs a run with checkpoints (--save-freq)"
@@ -214,9 +201,9 @@ class TrainParser(Parser):
             reason = f"the state of random generators is in the checkpoint, got {given.seed}"
             self.error(f"--seed must be that of the run with --resume, {seed}: {reason}")
         saved["env_kwargs"] = saved.get("env_kwargs") or read_saved(run, env_name, "config").get("env_kwargs")
-        new = {"resume", "log_folder"} | ({"verbose"} if given.progress else set())
-        new |= {"n_timesteps"} & set(given.hyperparams or {})
-        self.set_defaults(**{name: value for name, value in saved.items() if name not in new})
+        changed = {"resume", "log_folder"} | ({"verbose"} if given.progress else set())
+        changed |= {"n_timesteps"} & set(given.hyperparams or {})
+        self.set_defaults(**{name: value for name, value in saved.items() if name not in changed})
         return run
 
 

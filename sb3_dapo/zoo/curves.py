@@ -1,0 +1,165 @@
+"""Learning curves, from the evaluations during training: of runs that differ in their seeds, as figure and as text."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from huggingface_sb3 import EnvironmentName
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from sb3_dapo.zoo.parsers import numbered_runs, read_saved
+
+Numbers = npt.NDArray[np.float64]
+EVALUATIONS = "evaluations.npz"
+# What a score at the end is: the mean of so many evaluations
+N_LAST = 3
+# Bootstrap samples of each interval
+REPS = 2000
+MARKERS = "*o+x#@"
+WIDTH, HEIGHT = 64, 14  # of a curve in text
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Evaluations of an algorithm's runs that differ in nothing but their seeds."""
+
+    label: str
+    steps: Numbers  # (n_evaluations,)
+    scores: Numbers  # (n_runs, n_evaluations), means over the games of an evaluation
+
+    @property
+    def mean(self) -> Numbers:
+        """Mean over runs, shape (n_evaluations,)."""
+        return self.scores.mean(axis=0)
+
+    @property
+    def final(self) -> Numbers:
+        """Score of each run at its end, shape (n_runs,)."""
+        return self.scores[:, -N_LAST:].mean(axis=1)
+
+    def interval(self) -> Numbers:
+        """95 % interval of the mean, shape (2, n_evaluations); with one run it is empty."""
+        return interval(self.scores)
+
+
+def interval(scores: Numbers) -> Numbers:
+    """95 % bootstrap interval of the mean over runs of scores (n_runs, n), shape (2, n)."""
+    from rliable import library
+
+    np.random.seed(0)  # rliable draws from NumPy's global generator
+    function = lambda sample: sample.mean(axis=(0, 1))  # noqa: E731
+    _, intervals = library.get_interval_estimates({"": scores[:, None]}, function, reps=REPS)
+    found: Numbers = intervals[""]
+    return found
+
+
+def settings_of(run: Path, env: EnvironmentName) -> dict[str, Any]:
+    """What a run was trained with, besides its seed."""
+    args = read_saved(run, env, "args")
+    given = {name: args.get(name) for name in ("n_timesteps", "env_kwargs", "actors")}
+    return read_saved(run, env, "config") | {name: value for name, value in given.items() if value not in (-1, None)}
+
+
+def read_curves(folder: Path, algos: Iterable[str], env: EnvironmentName) -> list[Curve]:
+    """
+    Curves of all runs of some algorithms in an environment: one for each algorithm and setting. Prints which runs are
+    left out, as they have too few evaluations.
+    """
+    curves = []
+    for algo in algos:
+        groups: dict[str, list[Path]] = {}
+        settings: dict[str, dict[str, Any]] = {}
+        for run in numbered_runs(folder / algo, env).values():
+            own = settings_of(run, env)
+            key = repr(sorted(own.items(), key=lambda item: item[0]))
+            if (run / EVALUATIONS).is_file():
+                groups.setdefault(key, []).append(run)
+                settings[key] = own
+        for key, runs in groups.items():
+            label = ", ".join([algo.upper(), *differences(settings[key], list(settings.values()))])
+            curves.append(read_curve(label, runs))
+    return curves
+
+
+def differences(own: dict[str, Any], others: list[dict[str, Any]]) -> list[str]:
+    """Settings in which the first differs from any of the others."""
+    names = sorted({name for other in others for name in {*own, *other} if own.get(name) != other.get(name)})
+    return [f"{name}={shorten(str(own.get(name, 'default')), 40)}" for name in names]
+
+
+def read_curve(label: str, runs: list[Path]) -> Curve:
+    """The curve of some runs. Those that end early, or were evaluated at other steps, are left out, and told."""
+    logs = {run: np.load(run / EVALUATIONS) for run in runs}
+    steps = max((log["timesteps"] for log in logs.values()), key=len)
+    used = [run for run, log in logs.items() if np.array_equal(log["timesteps"], steps)]
+    for run in [run for run in runs if run not in used]:
+        print(f"Leaving out {run}: {len(logs[run]['timesteps'])} evaluations, where others have {len(steps)}")
+    return Curve(label, steps.astype(float), np.stack([logs[run]["results"].mean(axis=1) for run in used]))
+
+
+def draw_mean(axes: Axes, curve: Curve, **style: Any) -> Line2D:
+    """Draw the mean over runs and its interval; returns the line."""
+    (line,) = axes.plot(curve.steps, curve.mean, label=curve.label, **style)
+    if len(curve.scores) > 1:
+        axes.fill_between(curve.steps, *curve.interval(), color=line.get_color(), alpha=0.2, linewidth=0)
+    return line
+
+
+def draw_curves(axes: Axes, curves: Iterable[Curve], lines: Mapping[str, float]) -> None:
+    """Draw the mean of each, its interval and the single runs, and horizontal lines with names."""
+    for curve in curves:
+        n_runs = len(curve.scores)
+        label = f"{curve.label}, {n_runs} runs, 95 % interval" if n_runs > 1 else f"{curve.label}, one run"
+        line = draw_mean(axes, replace(curve, label=label), marker="o", markersize=4, linewidth=2)
+        if n_runs > 1:
+            axes.plot(curve.steps, curve.scores.T, color=line.get_color(), alpha=0.4, linewidth=0.8)
+    for (name, value), style in zip(lines.items(), ("--", ":", "-."), strict=False):
+        axes.axhline(value, color="grey", linestyle=style, linewidth=1.2, label=name)
+    axes.set(xlabel="Steps", ylabel="Score", xlim=(0, None))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", frameon=False)
+
+
+def number(value: float) -> str:
+    """A score for people: as many digits as are worth reading."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def text_curves(curves: Iterable[Curve], lines: Mapping[str, float]) -> str:
+    """The same in plain text. Lines far above all curves are left out, as they would press these flat."""
+    curves = list(curves)
+    values = np.concatenate([curve.mean for curve in curves])
+    reach = values.max() + 0.5 * max(np.ptp(values), abs(values.max()))
+    shown = {name: value for name, value in lines.items() if value <= reach}
+    low, high = min(values.min(), *shown.values(), 0), max(values.max(), *shown.values())
+    last = max(curve.steps[-1] for curve in curves)
+    grid = [[" "] * WIDTH for _ in range(HEIGHT)]
+    margin = {0: number(high), HEIGHT - 1: number(low)}
+    names = dict.fromkeys(range(HEIGHT), "")
+
+    def row(value: float) -> int:
+        return round((high - value) / ((high - low) or 1.0) * (HEIGHT - 1))
+
+    for name, value in shown.items():
+        grid[row(value)] = ["-"] * WIDTH
+        names[row(value)] += f" {name}"
+        margin[row(value)] = number(value)
+    columns = np.linspace(0, last, WIDTH)
+    for marker, curve in reversed(list(zip(MARKERS, curves, strict=False))):
+        for column, value in enumerate(np.interp(columns, curve.steps, curve.mean)):
+            if curve.steps[0] <= columns[column] <= curve.steps[-1]:
+                grid[row(value)][column] = "."
+        for step, value in zip(curve.steps, curve.mean, strict=True):
+            grid[row(value)][round(step / last * (WIDTH - 1))] = marker
+    width = max(map(len, margin.values()))
+    text = [f"{margin.get(i, ''):>{width}} |{''.join(cells)}{names[i]}" for i, cells in enumerate(grid)]
+    text += [f"{'':{width}} +{'-' * WIDTH}", f"{'':{width}}  0{f'{last:,.0f} steps':>{WIDTH - 1}}"]
+    legend = [f"{marker} {curve.label}" for marker, curve in zip(MARKERS, curves, strict=False)]
+    return "\n".join([*text, f"{'':{width}}  {'   '.join(legend)}"])
