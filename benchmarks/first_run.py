@@ -1,11 +1,11 @@
 """
 Does `make train` show an agent that learns? Several seeds of it, and what each shows at its end.
 
-    python benchmarks/first_run.py                # train what is missing, rewrite results/first_run.csv and first_run.md
-    python benchmarks/first_run.py --report       # only first_run.md, from the CSV file
+    python benchmarks/first_run.py            # train what is missing, rewrite results/first_run.csv and first_run.md
+    python benchmarks/first_run.py --report   # only first_run.md, from the CSV file
 
-What it asks of every seed: the mean of the last three evaluations is at least twice that of the first, and at least five
-standard errors above random actions and above the best constant action.
+What is asked of every seed: the mean of the last three evaluations is at least twice that of the first, and at least
+five standard errors above random actions and above the best constant action.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Settings that go together, as one word: ``DAPO("MlpPolicy", env, **presets.scarce(env))``."""
 
 from collections.abc import Callable
+from math import gcd
 from typing import Any
 
 import torch as th
@@ -73,7 +74,10 @@ def scarce(env: GymEnv | str) -> dict[str, Any]:
     settings = {name: value for name, value in SCARCE[kind].items() if name != "normalize"}
     n_transitions = settings["n_steps"] * settings.pop("n_envs")
     if not isinstance(env, str):
-        settings["n_steps"] = max(n_transitions // getattr(env, "num_envs", 1), 1)
+        n_envs = getattr(env, "num_envs", 1)
+        # Rollouts consist of whole minibatches
+        unit = settings["batch_size"] // gcd(settings["batch_size"], n_envs)
+        settings["n_steps"] = max(n_transitions // n_envs // unit, 1) * unit
     schedules = {name: settings[name] for name in SCHEDULED if isinstance(settings.get(name), str)}
     return settings | {name: parse_schedule(name, text) for name, text in schedules.items()}
 

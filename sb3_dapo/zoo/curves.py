@@ -138,7 +138,8 @@ def text_curves(curves: Iterable[Curve], lines: Mapping[str, float]) -> str:
     values = np.concatenate([curve.mean for curve in curves])
     reach = values.max() + 0.5 * max(np.ptp(values), abs(values.max()))
     shown = {name: value for name, value in lines.items() if value <= reach}
-    low, high = min(values.min(), *shown.values(), 0), max(values.max(), *shown.values())
+    reached = [*values, *shown.values()]
+    low, high = min(0.0, *reached), max(reached)
     last = max(curve.steps[-1] for curve in curves)
     grid = [[" "] * WIDTH for _ in range(HEIGHT)]
     margin = {0: number(high), HEIGHT - 1: number(low)}

@@ -35,8 +35,9 @@ from sb3_dapo.zoo.parsers import (
     read_saved,
 )
 
-# Constant actions are played in so many games each to find the best, where there are not too many of them
-N_TO_CHOOSE, MAX_CONSTANTS = 4, 18
+# Constant actions are tried where there are not more of them. Who does nothing may lose nothing: their games count as
+# they stand after so many steps
+MAX_CONSTANTS, MAX_CONSTANT_STEPS = 18, 5000
 
 Scores = npt.NDArray[np.float64]  # (n_episodes,)
 
@@ -153,18 +154,6 @@ class RandomPolicy:
         return np.reshape(action, self.action_space.shape)  # type: ignore[arg-type]
 
 
-class ConstantPolicy:
-    """One action all the time, with the interface of a trained model."""
-
-    def __init__(self, action: int) -> None:
-        self.action = action
-
-    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[npt.NDArray[Any], None]:
-        """The action for each environment, whatever it observes."""
-        first = next(iter(observation.values())) if isinstance(observation, dict) else observation
-        return np.full(len(first), self.action), None
-
-
 def player(model: Any, env: VecEnv) -> Any:
     """What plays in an environment: the model, or for one of this package, what it plays there by."""
     return model.predictor_for(env) if isinstance(model, DAPO) else model
@@ -219,20 +208,34 @@ def random_scores(
 
 
 def constant_scores(
-    env_id: str, hyperparams: dict[str, Any], env_kwargs: dict[str, Any], n_envs: int, seed: int, n_episodes: int
+    env_id: str, hyperparams: dict[str, Any], env_kwargs: dict[str, Any], n_envs: int, seed: int
 ) -> tuple[str, Scores] | None:
     """
-    The best action to take all the time, and its scores, of other games than those that chose it. None where actions
-    are not single choices, or more than Atari's 18, or masked.
+    The best action to take all the time, and its scores in `n_envs` games, others than those that chose it. None where
+    actions are not single choices, or more than Atari's 18, or masked.
     """
-    env = make_env(env_id, hyperparams, env_kwargs, n_envs, seed)
-    space = env.action_space
-    if not isinstance(space, gym.spaces.Discrete) or space.n > MAX_CONSTANTS or is_masking_supported(env):
-        env.close()
-        return None
-    actions = range(int(space.start), int(space.start + space.n))
-    means = {action: evaluate_policy(ConstantPolicy(action), env, N_TO_CHOOSE)[0] for action in actions}
-    best = max(actions, key=lambda action: means[action])
+    env = make_env(env_id, hyperparams, env_kwargs, 1, seed)
+    space, is_masked = env.action_space, is_masking_supported(env)
     meanings = env.env_method("get_action_meanings")[0] if env.has_attr("get_action_meanings") else None
-    name = str(best) if meanings is None else meanings[best]
-    return name, evaluate(ConstantPolicy(best), env, n_episodes, deterministic=True)
+    env.close()
+    if not isinstance(space, gym.spaces.Discrete) or space.n > MAX_CONSTANTS or is_masked:
+        return None
+
+    def play(actions: npt.NDArray[Any], seed: int) -> Scores:
+        """Score of a game with each of the actions."""
+        env = make_env(env_id, hyperparams, env_kwargs, len(actions), seed)
+        env.reset()
+        scores = np.full(len(actions), np.nan)
+        for _ in range(MAX_CONSTANT_STEPS):
+            infos = env.step(actions)[3]
+            ended = [i for i, info in enumerate(infos) if "episode" in info and np.isnan(scores[i])]
+            scores[ended] = [infos[i]["episode"]["r"] for i in ended]
+            if not np.isnan(scores).any():
+                break
+        is_native = env.has_attr("episode_return")
+        so_far = env.get_attr("episode_return") if is_native else [sum(own) for own in env.get_attr("rewards")]
+        env.close()
+        return np.where(np.isnan(scores), so_far, scores)
+
+    best = space.start + np.argmax(play(np.arange(space.start, space.start + space.n), seed))
+    return (str(best) if meanings is None else meanings[best]), play(np.full(n_envs, best), seed + 1000)

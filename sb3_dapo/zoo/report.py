@@ -41,8 +41,8 @@ def report() -> None:
     model = agent.load(args, env)
     steps = model.num_timesteps
     played = {name: evaluate(model, env, args.n_episodes, agent.is_deterministic)}
-    settings = (env_id, agent.hyperparams, agent.env_kwargs, args.n_envs, args.seed, args.n_episodes)
-    played["random actions"] = random_scores(*settings)
+    settings = (env_id, agent.hyperparams, agent.env_kwargs, args.n_envs, args.seed)
+    played["random actions"] = random_scores(*settings, args.n_episodes)
     constant = constant_scores(*settings)
     if constant is not None:
         played[f"always {constant[0]}"] = constant[1]
@@ -58,7 +58,8 @@ def report() -> None:
     save_learning_curve(files["learning curve"], f"{name} on {env_id}", curve, played[name], lines, steps)
     if args.video is not None:
         recorded = agent.make_env(args, render_mode="rgb_array")
-        files["video"] = record(agent, model, recorded, agent.folder / "videos", args.video)
+        videos = agent.folder / "videos"
+        files["video"] = videos / record(agent, model, recorded, videos, args.video).name
     for what, path in files.items():
         print(f"  {what:15} {path}")
     print(f"\n{commands(agent, args.folder)}\n")
@@ -73,8 +74,8 @@ def bars(played: Mapping[str, Scores], lines: Mapping[str, float]) -> str:
     for who, mean in means.items():
         spread = f"+/- {number(played[who].std() / np.sqrt(len(played[who])))}" if who in played else ""
         games = f"{len(played[who])} games" if who in played else ""
-        text.append(f"  {who:20} {number(mean):>9} {spread:12} {games:10} {'#' * round((mean - low) / unit)}")
-    return "\n".join(text).replace(" \n", "\n").rstrip() + "\n  (+/-: standard error of the mean)"
+        text.append(f"  {who:20} {number(mean):>9} {spread:12} {games:10} {'#' * round((mean - low) / unit)}".rstrip())
+    return "\n".join([*text, "  (+/-: standard error of the mean)"])
 
 
 def write_scores(path: Path, played: Mapping[str, Scores], steps: int) -> None:
