@@ -31,7 +31,7 @@ TRAIN = --env $(ENV) -n $(STEPS) --seed $(SEED) $(if $(PRESET),--preset $(PRESET
 train: $(INSTALLED)
 	$(BIN)/sb3-dapo train --algo $(ALGO) $(TRAIN) $(if $(ACTORS),--actors $(ACTORS))
 	$(if $(COMPARE),$(BIN)/sb3-dapo train --algo ppo $(TRAIN))
-	$(BIN)/sb3-dapo report --algo $(ALGO) --env $(ENV) -f $(LOGS) --video
+	$(BIN)/sb3-dapo report --algo $(ALGO) --env $(ENV) -f $(LOGS) -n 10 --video
 	$(if $(COMPARE),$(BIN)/sb3-dapo compare --env $(ENV) --algos $(ALGO) ppo -f $(LOGS))
 
 # One thread for each of the two workers

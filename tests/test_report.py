@@ -19,7 +19,7 @@ pytest.importorskip("rl_zoo3")
 from huggingface_sb3 import EnvironmentName
 from matplotlib.figure import Figure
 
-from sb3_dapo.zoo.curves import Curve, draw_curves, number, read_curves, text_curves
+from sb3_dapo.zoo.curves import Curve, draw_curves, interval, number, read_curves, text_curves
 from sb3_dapo.zoo.evaluation import MAX_CONSTANT_STEPS, constant_scores, read_hyperparameters
 from sb3_dapo.zoo.plot import plot_run
 
@@ -68,7 +68,7 @@ def test_runs_that_differ_in_the_seed_are_one_curve(empty_folder: Path, capsys: 
 
 def test_intervals_cover_the_mean() -> None:
     scores = np.random.default_rng(0).normal(5.0, 1.0, (20, 3))
-    low, high = Curve("", np.arange(3.0), scores).interval()
+    low, high = interval(scores)
     error = scores.std(axis=0) / np.sqrt(20)
     np.testing.assert_allclose(low, scores.mean(axis=0) - 1.96 * error, atol=0.1)
     np.testing.assert_allclose(high, scores.mean(axis=0) + 1.96 * error, atol=0.1)
@@ -93,7 +93,7 @@ def test_text_is_the_curve() -> None:
         Curve("B", np.array([100.0]), np.array([[500.0]])),
     ]
     lines = text_curves(curves, {"random": 250.0, "a human": 1e6}).splitlines()
-    assert lines[0].startswith("1,000 |") and lines[0].endswith("*") and lines[13].startswith(" 0.00 |")
+    assert lines[0].startswith("1,000 |") and lines[0].endswith("*") and lines[13].startswith("    0 |")
     assert lines[13].index("*") == pytest.approx((lines[0].index("*") + 7) / 2, abs=1)
     (middle,) = (line for line in lines[:14] if "o" in line.removesuffix(" random"))
     assert 6 <= lines.index(middle) <= 7
@@ -102,7 +102,9 @@ def test_text_is_the_curve() -> None:
     assert lines[-2].split() == ["0", "100", "steps"] and lines[-1].strip() == "* A   o B"
 
 
-@pytest.mark.parametrize(("value", "text"), [(73712.4, "73,712"), (-20.71, "-20.7"), (0.456, "0.46"), (0, "0.00")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(73712.4, "73,712"), (-20.71, "-20.7"), (0.456, "0.46"), (0, "0"), (-1.05, "-1.05")]
+)
 def test_numbers(value: float, text: str) -> None:
     assert number(value) == text
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sb3_dapo.atari_scores import atari_scores
 from sb3_dapo.cli import LOG_FOLDER
-from sb3_dapo.zoo.curves import Curve, draw_curves, interval, number, read_curves, text_curves
+from sb3_dapo.zoo.curves import N_LAST, Curve, draw_curves, interval, number, read_curves, text_curves
 
 
 def compare() -> None:
@@ -46,11 +46,12 @@ def compare() -> None:
 
 def table(curves: list[Curve]) -> str:
     """Scores at the end, best first, and how sure it is which algorithm is better."""
-    from rliable import metrics
+    from rliable import metrics  # type: ignore[import-untyped]
 
     curves = sorted(curves, key=lambda curve: -curve.final.mean())
-    width = max(len(curve.label) for curve in curves)
-    lines = [f"  {'mean of the last 3 evaluations':{width}}  {'runs':>5} {'score':>9}   95 % interval"]
+    title = f"mean of the last {N_LAST} evaluations"
+    width = max(len(title), *(len(curve.label) for curve in curves))
+    lines = [f"  {title:{width}}  {'runs':>5} {'score':>9}   95 % interval"]
     for curve in curves:
         n_runs, span = len(curve.final), "one run says little: train other seeds (--seed)"
         if n_runs > 1:

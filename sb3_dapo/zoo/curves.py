@@ -1,7 +1,8 @@
 """Learning curves, from the evaluations during training: of runs that differ in their seeds, as figure and as text."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -42,20 +43,14 @@ class Curve:
         """Score of each run at its end, shape (n_runs,)."""
         return self.scores[:, -N_LAST:].mean(axis=1)
 
-    def interval(self) -> Numbers:
-        """95 % interval of the mean, shape (2, n_evaluations); with one run it is empty."""
-        return interval(self.scores)
-
 
 def interval(scores: Numbers) -> Numbers:
     """95 % bootstrap interval of the mean over runs of scores (n_runs, n), shape (2, n)."""
-    from rliable import library
+    from rliable import library  # type: ignore[import-untyped]
 
     np.random.seed(0)  # rliable draws from NumPy's global generator
-    function = lambda sample: sample.mean(axis=(0, 1))  # noqa: E731
-    _, intervals = library.get_interval_estimates({"": scores[:, None]}, function, reps=REPS)
-    found: Numbers = intervals[""]
-    return found
+    _, found = library.get_interval_estimates({"": scores[:, None]}, partial(np.mean, axis=(0, 1)), reps=REPS)
+    return np.asarray(found[""])
 
 
 def settings_of(run: Path, env: EnvironmentName) -> dict[str, Any]:
@@ -106,11 +101,11 @@ def draw_mean(axes: Axes, curve: Curve, **style: Any) -> Line2D:
     """Draw the mean over runs and its interval; returns the line."""
     (line,) = axes.plot(curve.steps, curve.mean, label=curve.label, **style)
     if len(curve.scores) > 1:
-        axes.fill_between(curve.steps, *curve.interval(), color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.fill_between(curve.steps, *interval(curve.scores), color=line.get_color(), alpha=0.2, linewidth=0)
     return line
 
 
-def draw_curves(axes: Axes, curves: Iterable[Curve], lines: Mapping[str, float]) -> None:
+def draw_curves(axes: Axes, curves: Sequence[Curve], lines: Mapping[str, float]) -> None:
     """Draw the mean of each, its interval and the single runs, and horizontal lines with names."""
     for curve in curves:
         n_runs = len(curve.scores)
@@ -118,7 +113,7 @@ def draw_curves(axes: Axes, curves: Iterable[Curve], lines: Mapping[str, float])
         line = draw_mean(axes, replace(curve, label=label), marker="o", markersize=4, linewidth=2)
         if n_runs > 1:
             axes.plot(curve.steps, curve.scores.T, color=line.get_color(), alpha=0.4, linewidth=0.8)
-    for (name, value), style in zip(lines.items(), ("--", ":", "-."), strict=False):
+    for (name, value), style in zip(within_reach(curves, lines).items(), ("--", ":", "-."), strict=False):
         axes.axhline(value, color="grey", linestyle=style, linewidth=1.2, label=name)
     axes.set(xlabel="Steps", ylabel="Score", xlim=(0, None))
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -129,16 +124,24 @@ def draw_curves(axes: Axes, curves: Iterable[Curve], lines: Mapping[str, float])
 
 def number(value: float) -> str:
     """A score for people: as many digits as are worth reading."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    return (
+        f"{value:,.0f}" if abs(value) >= 1000 or value == 0 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    )
 
 
-def text_curves(curves: Iterable[Curve], lines: Mapping[str, float]) -> str:
-    """The same in plain text. Lines far above all curves are left out, as they would press these flat."""
-    curves = list(curves)
+def within_reach(curves: Sequence[Curve], lines: Mapping[str, float]) -> dict[str, float]:
+    """Lines that are not far above all curves, as they would press these flat."""
+    if not curves:
+        return dict(lines)
     values = np.concatenate([curve.mean for curve in curves])
-    reach = values.max() + 0.5 * max(np.ptp(values), abs(values.max()))
-    shown = {name: value for name, value in lines.items() if value <= reach}
-    reached = [*values, *shown.values()]
+    reach = values.max() + max(np.ptp(values), abs(values.max()) / 2)
+    return {name: value for name, value in lines.items() if value <= reach}
+
+
+def text_curves(curves: Sequence[Curve], lines: Mapping[str, float]) -> str:
+    """The same in plain text."""
+    shown = within_reach(curves, lines)
+    reached = [*shown.values(), *(value for curve in curves for value in curve.mean)]
     low, high = min(0.0, *reached), max(reached)
     last = max(curve.steps[-1] for curve in curves)
     grid = [[" "] * WIDTH for _ in range(HEIGHT)]

@@ -25,10 +25,8 @@ BAR = 32  # characters
 
 def report() -> None:
     """The command `sb3-dapo report`."""
-    text = (
-        "Play whole games with a trained agent, compare its score with those of random actions, of the best constant "
-    )
-    text += "action and of a human, and draw its learning curve from the evaluations made during training."
+    text = "Play whole games with a trained agent, compare its score with those of random actions, of a constant "
+    text += "action and of a human, and draw the learning curve from the evaluations made during training."
     parser = agent_parser(text, n_envs=8)
     parser.add_argument("-n", "--n-episodes", help="number of episodes (default: 20)", type=positive, default=20)
     text = "record a video of so many steps too (without a number: 300)"
@@ -107,23 +105,22 @@ def save_learning_curve(
 
 def commands(agent: Agent, folder: str) -> str:
     """What to do next."""
-    env = f"--env {agent.env.gym_id}"
+    env, steps = f"--env {agent.env.gym_id}", int(agent.train_args.get("n_timesteps", -1))
     named = f"--algo {agent.algo} {env} -f {folder}"
     other = "dapo" if agent.algo == "ppo" else "ppo"
-    steps = int(agent.train_args.get("n_timesteps", -1))
-    logs = agent.train_args.get("tensorboard_log")
+    budget, longer = (f" -n {steps}", f" -n {4 * steps}") if steps > 0 else ("", "")
     rows = {
         "watch": f"enjoy {named}{agent.kind[1]} -n 5000",
         "film": f"record-video {named}{agent.kind[1]} -n 1000 --gif",
-        "see how training went": f"plot {named}",
-        "train longer": f"train {train_arguments(agent, agent.algo, folder)}{f' -n {4 * steps}' if steps > 0 else ''}",
-        f"compare with {other.upper()}": f"train {train_arguments(agent, other, folder)}"
-        f"{f' -n {steps}' if steps > 0 else ''}",
+        "see how it went": f"plot {named}",
+        "train longer": f"train {train_arguments(agent, agent.algo, folder)}{longer}",
+        f"compare with {other.upper()}": f"train {train_arguments(agent, other, folder)}{budget}",
         "": f"compare {env} -f {folder}",
         "share": f"push-to-hub {named}{agent.kind[1]} -orga YOUR_NAME_ON_THE_HUB",
     }
-    text = [f"  {what:21} {program('sb3-dapo')} {command}" for what, command in rows.items()]
-    text += [f"  {'TensorBoard':21} {program('tensorboard')} --logdir {logs}"] if logs else []
+    text = [f"  {what:17} {program('sb3-dapo')} {command}" for what, command in rows.items()]
+    logs = agent.train_args.get("tensorboard_log")
+    text += [f"  {'TensorBoard':17} {program('tensorboard')} --logdir {logs}"] if logs else []
     return "\n".join(["What next:", *text])
 
 
