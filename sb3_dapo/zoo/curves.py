@@ -53,30 +53,32 @@ def interval(scores: Numbers) -> Numbers:
     return np.asarray(found[""])
 
 
-def settings_of(run: Path, env: EnvironmentName) -> dict[str, Any]:
-    """What a run was trained with, besides its seed."""
-    args = read_saved(run, env, "args")
-    given = {name: args.get(name) for name in ("n_timesteps", "env_kwargs", "actors")}
-    return read_saved(run, env, "config") | {name: value for name, value in given.items() if value not in (-1, None)}
+def runs_by_settings(folder: Path, env: EnvironmentName, file: str) -> list[tuple[dict[str, Any], list[Path]]]:
+    """An algorithm's runs that have a file, with those together that differ in nothing but their seeds."""
+    groups: list[tuple[dict[str, Any], list[Path]]] = []
+    for run in numbered_runs(folder, env).values():
+        args = read_saved(run, env, "args")
+        given = {name: args.get(name) for name in ("n_timesteps", "env_kwargs", "actors")}
+        settings = {name: value for name, value in given.items() if value not in (-1, None)}
+        settings = read_saved(run, env, "config") | settings
+        if not (run / file).is_file():
+            continue
+        for other, runs in groups:
+            if other == settings:
+                runs.append(run)
+                break
+        else:
+            groups.append((settings, [run]))
+    return groups
 
 
 def read_curves(folder: Path, algos: Iterable[str], env: EnvironmentName) -> list[Curve]:
-    """
-    Curves of all runs of some algorithms in an environment: one for each algorithm and setting. Prints which runs are
-    left out, as they have too few evaluations.
-    """
+    """Curves of all runs of some algorithms in an environment: one for each algorithm and setting."""
     curves = []
     for algo in algos:
-        groups: dict[str, list[Path]] = {}
-        settings: dict[str, dict[str, Any]] = {}
-        for run in numbered_runs(folder / algo, env).values():
-            own = settings_of(run, env)
-            key = repr(sorted(own.items(), key=lambda item: item[0]))
-            if (run / EVALUATIONS).is_file():
-                groups.setdefault(key, []).append(run)
-                settings[key] = own
-        for key, runs in groups.items():
-            label = ", ".join([algo.upper(), *differences(settings[key], list(settings.values()))])
+        groups = runs_by_settings(folder / algo, env, EVALUATIONS)
+        for own, runs in groups:
+            label = ", ".join([algo.upper(), *differences(own, [settings for settings, _ in groups])])
             curves.append(read_curve(label, runs))
     return curves
 

@@ -19,9 +19,9 @@ from stable_baselines3.common.monitor import get_monitor_files
 from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, ts2xy, window_func
 
 from sb3_dapo.panels import ACTOR_PANELS, PANELS
-from sb3_dapo.zoo.curves import EVALUATIONS, Curve, draw_mean, read_curve, settings_of
+from sb3_dapo.zoo.curves import EVALUATIONS, Curve, draw_mean, read_curve, runs_by_settings
 from sb3_dapo.zoo.exp_manager import EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path
-from sb3_dapo.zoo.parsers import add_run_arguments, find_run, numbered_runs
+from sb3_dapo.zoo.parsers import add_run_arguments, find_run
 
 # An estimate of more points is drawn faintly, with the moving average over its 50th part on top
 MAX_POINTS = 200
@@ -139,9 +139,9 @@ def plot_run(
 def plot() -> None:
     """The command `sb3-dapo plot`."""
     text = (
-        "Draw how a run went, or goes: score, divergence, KL, ratios and reuse side by side. With runs of other seeds "
+        "Draw how a run went, or goes: score, divergence, KL, ratios and reuse side by side. With runs of other seeds, "
     )
-    text += "and the same settings, means over all and their 95 %% intervals, unless --exp-id names one."
+    text += "means over all with the same settings and their 95 %% intervals, unless --exp-id names one."
     parser = argparse.ArgumentParser(description=text)
     add_run_arguments(parser)
     parser.add_argument("-tb", "--tensorboard", help="folder with the run's event files (default: where it was logged)")
@@ -169,16 +169,9 @@ def plot() -> None:
 
 
 def runs_alike(run_path: Path, env: EnvironmentName) -> list[Path]:
-    """Finished runs with the settings of a finished run, and TensorBoard logs."""
-    own = settings_of(run_path, env)
-    runs = [run for run in numbered_runs(run_path.parent, env).values() if (run / f"{env}.zip").is_file()]
-    if run_path not in runs:
-        return []
-    return [
-        run
-        for run in runs
-        if run != run_path
-        and (run / TENSORBOARD_FILE).is_file()
-        and any(Path(read_tensorboard_path(run)).glob("*tfevents*"))
-        and settings_of(run, env) == own
-    ]
+    """Other finished runs with the settings of a finished run, which have TensorBoard logs."""
+    groups = runs_by_settings(run_path.parent, env, TENSORBOARD_FILE)
+    alike = next((runs for _, runs in groups if run_path in runs), [])
+    finished = [run for run in alike if (run / f"{env}.zip").is_file()]
+    logged = [run for run in finished if any(Path(read_tensorboard_path(run)).glob("*tfevents*"))]
+    return [run for run in logged if run != run_path] if run_path in logged else []
