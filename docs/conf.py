@@ -33,6 +33,7 @@ copybutton_prompt_text = "$ "
 copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "sb3-dapo"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]

@@ -18,6 +18,8 @@ from sb3_dapo import DAPO
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: an estimate with its interval, as in the tables of the results
+INTERVAL = r"(\d\.\d\d)\s\[(\d\.\d\d),\s(\d\.\d\d)\]"
 EXTRAS = ("ale_py", "minatar", "mujoco", "rl_zoo3", "sb3_contrib")
 
 
@@ -148,6 +150,14 @@ def test_commands_exist(line: str) -> None:
     pytest.importorskip("rl_zoo3")
     given = {argument.split("=")[0] for argument in arguments if re.match(r"--?[a-zA-Z]", argument)}
     assert given <= options(command)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if re.search(INTERVAL, page.read_text())], ids=page_id)
+def test_intervals_are_those_of_the_results(page: Path) -> None:
+    """Estimates are copied from the tables that the CSV files are turned into: new results make the pages stale."""
+    tables = "".join(path.read_text() for path in (ROOT / "benchmarks/results").glob("*.md"))
+    measured = set(re.findall(INTERVAL, tables))
+    assert [numbers for numbers in re.findall(INTERVAL, page.read_text()) if numbers not in measured] == []
 
 
 def test_multi_step_figure_shows_what_its_caption_says() -> None:
