@@ -12,6 +12,7 @@ import argparse
 import csv
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,12 @@ def train(algo: str, seed: int, logs: Path) -> Path:
     """
     if (algo, seed) not in runs(logs):
         subprocess.run(["make", "train", f"ALGO={algo}", f"SEED={seed}", f"LOGS={logs}"], cwd=ROOT, check=True)
-    return runs(logs)[algo, seed]
+    run = runs(logs)[algo, seed]
+    if not (run / "scores.csv").is_file():  # interrupted before the report
+        env, _, number = run.name.rpartition("_")
+        command = ["report", "--algo", algo, "--env", env, "--exp-id", number, "-f", str(logs), "-n", "10", "--video"]
+        subprocess.run([sys.executable, "-m", "sb3_dapo.cli", *command], check=True)
+    return run
 
 
 def rows_of(run: Path, algo: str, seed: int) -> Iterator[Row]:

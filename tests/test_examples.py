@@ -167,10 +167,12 @@ def test_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     import matplotlib.pyplot as plt
 
     shown: list[bytes] = []
-    display = types.ModuleType("IPython.display")
+    # What the notebook, and matplotlib once it is there, ask of IPython
+    notebook, display = types.ModuleType("IPython"), types.ModuleType("IPython.display")
+    vars(notebook).update(get_ipython=lambda: None, version_info=(9, 0))
     vars(display).update(Image=bytes, display=shown.append)
-    for name, module in (("IPython", types.ModuleType("IPython")), ("IPython.display", display)):
-        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
     cells = json.loads((EXAMPLES / "minatar.ipynb").read_text())["cells"]
     settings, *code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     names: dict[str, Any] = {}
