@@ -4,6 +4,7 @@ import argparse
 import inspect
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -326,7 +327,7 @@ def test_train_leaves_what_the_zoo_leaves(run_folder: Path) -> None:
     assert model.n_epochs == HYPERPARAMS["CartPole-v1"]["n_epochs"]
 
 
-def test_commands_on_a_run(command, run_folder: Path) -> None:
+def test_commands_on_a_run(command, capsys, run_folder: Path) -> None:
     output = command("enjoy", "--env", "CartPole-v1", "--no-render", "-n", "300")
     assert "Mean reward" in output
 
@@ -342,6 +343,12 @@ def test_commands_on_a_run(command, run_folder: Path) -> None:
     output = command("benchmark", "--test-mode", "-n", "200", "--num-threads", "1")
     assert "|dapo|CartPole-v1|" in Path("logs/benchmark/benchmark.md").read_text()
 
+    line = refused(command, capsys, "plot-from-file", "-i", "logs/results")
+    assert "-i must hold at least two runs of each algorithm" in line
+    second = Path("logs/dapo/CartPole-v1_2")
+    second.mkdir()
+    shutil.copy(run_folder / "evaluations.npz", second)
+    command("all-plots", "--env", "CartPole-v1", "-o", "logs/results")
     command("plot-from-file", "-i", "logs/results", "--skip-timesteps", "-o", "figure.svg")
     assert Path("figure.svg").is_file() and Path("logs/plots/Sensitivity_plot.png").is_file()
 

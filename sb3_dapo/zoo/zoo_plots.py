@@ -96,4 +96,8 @@ def all_plots() -> None:
 
 def plot_from_file() -> None:
     """The Zoo's `plot_from_file`."""
-    run(rl_zoo3.plots.plot_from_file)
+    try:
+        run(rl_zoo3.plots.plot_from_file)
+    except (IndexError, KeyError, ValueError) as error:  # it does not say what it lacks
+        needed = "at least two runs of each algorithm in each environment that is not skipped"
+        raise ValueError(f"-i must hold {needed} ({error}). 'sb3-dapo compare' draws what there is") from error
