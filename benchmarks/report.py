@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rliable import library, metrics, plot_utils
 from store import RESULTS, read_rows, read_settings
-from suites import ABLATIONS, ALGORITHMS, BEST, SUITES, denormalize, normalize, run_names
+from suites import ALGORITHMS, BEST, SUITES, ablations, denormalize, hyperparameters, normalize, run_names
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 # Bootstrap samples of each interval
@@ -39,13 +39,24 @@ PAIRS = (
     ("dapo_gae_1step", "vtrace_gae"),
     ("dapo_gae", "vtrace_gae"),
     ("dapo_gae", "dapo_gae_1step"),
+    ("dapo_kl", "dapo_gae"),
+    ("dapo_kl", "vtrace_gae"),
+    ("dapo_kl", "ppo"),
+    ("dapo_kl", "geppo_published"),
     ("dapo_gae", "ppo_ent"),
     ("dapo_gae", "ppo"),
     ("dapo_gae", "a2c"),
     ("a2c", "ppo_ent"),
 )
 # Of many algorithms only these have curves and profiles: more could not be told apart
-CURVES = ("ppo_ent", "ppo", "a2c", "vtrace_gae", "dapo_gae_1step", "dapo_gae")
+CURVES = ("ppo_ent", "ppo", "a2c", "geppo_published", "vtrace_gae", "dapo_gae_1step", "dapo_gae", "dapo_kl", "sac")
+
+# With more environments than this they are the rows of a table
+MANY_ENVS = 8
+# The question of one recipe for all suites: a constant 1/eta against a KL target that a controller holds
+CONSTANT, TARGET = "dapo_gae", "dapo_kl"
+CONTROLLERS = {"": "constant", "dual": "dual ascent", "adaptive": "doubled or halved"}
+RECIPE_SUITES = {"minatar": "#1b9e77", "mujoco": "#d95f02", "atari100k": "#7570b3"}
 
 Array = npt.NDArray[np.float64]
 Key = TypeVar("Key")
@@ -79,6 +90,11 @@ def read_scores(results: Path, suite: str) -> pd.DataFrame:
         return rows
     rows["normalized"] = [normalize(suite, env, score) for env, score in zip(rows.env, rows.score, strict=True)]
     rows["step"] = rows.groupby(["regime", "env", "algo", "seed"]).timesteps.rank().astype(int)
+    # What is run as published is run once, and beside the tuned too
+    published = [algo for algo, described in ALGORITHMS.items() if described.published]
+    is_beside = (rows.regime == "untuned") & rows.algo.isin(published)
+    if "scarce" in set(rows.regime):
+        rows = pd.concat([rows, rows[is_beside].assign(regime="scarce")], ignore_index=True)
     return rows
 
 
@@ -86,11 +102,12 @@ def complete_envs(rows: pd.DataFrame, suite: str) -> list[str]:
     """
     :param rows: rows of some algorithms
     :param suite: name of the suite
-    :return: the environments that the algorithm with the most of them has been run on
+    :return: of the environments that an algorithm has been run on, those with the most runs to compare: with which
+        their number times that of the algorithms that have them all is largest
     """
-    covered = rows.groupby("algo").env.unique()
-    most = max(covered, key=len)
-    return [env for env in SUITES[suite].scores if env in most]
+    covered = [set(envs) for envs in rows.groupby("algo").env.unique()]
+    most = max(covered, key=lambda envs: (len(envs) * sum(envs <= other for other in covered), len(envs)))
+    return [env for env in SUITES[suite].envs if env in most]
 
 
 def score_arrays(rows: pd.DataFrame, algos: Iterable[str], envs: Sequence[str]) -> dict[str, Array]:
@@ -413,20 +430,49 @@ def table(rows: pd.DataFrame, compared: Comparison) -> str:
     return markdown(["Algorithm", "IQM", "Optimality gap", *better, "KL", "Uses", "Minutes", "Seeds"], cells)
 
 
-def games_table(suite: str, compared: Comparison) -> str:
+def games_table(suite: str, compared: Comparison, published: pd.DataFrame | None = None) -> str:
     """
     :param suite: name of the suite
     :param compared: what is in the table
-    :return: Markdown: mean final score in each environment and its standard deviation over seeds
+    :param published: scores by game and method of others, if any are known
+    :return: Markdown: mean final score in each environment and its standard deviation over seeds; with a row for each
+        environment where there are many
     """
-    cells = []
+    columns = {}
     for algo in compared.best_first:
         final = compared.scores[algo][:, :, -1]
         games = [denormalize(suite, env, final[:, i]) for i, env in enumerate(compared.envs)]
         spread = [f" ± {number(game.std(ddof=1), 2)}" if len(game) > 1 else "" for game in games]
         means = [number(game.mean(), 3) for game in games]
-        cells.append([label(algo), *(f"{mean}{std}" for mean, std in zip(means, spread, strict=True))])
-    return markdown(["Score", *map(short, compared.envs)], cells)
+        columns[label(algo)] = [f"{mean}{std}" for mean, std in zip(means, spread, strict=True)]
+    names = list(map(short, compared.envs))
+    if published is not None:
+        columns |= {f"*{method}*": [number(x, 3) for x in published.loc[names, method]] for method in published}
+    if len(names) <= MANY_ENVS and published is None:
+        return markdown(["Score", *names], [[name, *cells] for name, cells in columns.items()])
+    return markdown(["Score", *columns], [list(row) for row in zip(names, *columns.values(), strict=True)])
+
+
+def read_published(results: Path, suite: str) -> pd.DataFrame | None:
+    """
+    :param results: folder of the results
+    :param suite: name of a suite
+    :return: what others have published for it, by game (and "IQM", of all runs in all games) and method, if it is known
+    """
+    path = results / f"{suite}_published.csv"
+    return pd.read_csv(path).pivot(index="game", columns="method", values="score") if path.is_file() else None
+
+
+def published_line(published: pd.DataFrame | None) -> str:
+    """
+    :param published: what others have published, if it is known
+    :return: a paragraph with the IQMs, nothing if there are none
+    """
+    if published is None:
+        return ""
+    iqms = published.loc["IQM"].sort_values(ascending=False)
+    listed = ", ".join(f"{method} {value:.2f}" for method, value in iqms.items())
+    return f"*Published, not ours*, IQM of all games: {listed}. Sources: `benchmarks/README.md`."
 
 
 def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, figures: Path, link: str) -> str:
@@ -454,6 +500,7 @@ def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, f
     )
     xlabel = "Environment steps" if same_length else "Environment steps, %"
     steps = np.linspace(0, ends.max() if same_length else 100, rows.step.max() + 1)[1:]
+    published = read_published(results, suite)
     # A single algorithm has nothing to be seen beside
     drawn = draw(compared, steps, xlabel, figures, f"{suite}_{regime}") if len(compared.scores) > 1 else []
 
@@ -462,7 +509,8 @@ def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, f
         f"{length[0].upper()}{length[1:]}. Normalized scores: {SUITES[suite].normalization}. Intervals: 95 %, of a "
         f"stratified bootstrap over seeds, none where there is one seed.{machines(results, suite, regime)}",
         table(rows, compared),
-        games_table(suite, compared),
+        games_table(suite, compared, published),
+        published_line(published),
     ]
     partial = [algo for algo in ALGORITHMS if algo in set(rows.algo) - set(compared.scores)]
     if partial:
@@ -487,7 +535,7 @@ def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, f
             )
         )
     parts += [f"![{suite}, {regime}: {name}]({link}/{suite}_{regime}_{name}.svg)" for name in drawn]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def draw_ablations(rows: pd.DataFrame, suite: str, regime: str, figures: Path) -> str | None:
@@ -500,7 +548,7 @@ def draw_ablations(rows: pd.DataFrame, suite: str, regime: str, figures: Path) -
     :param figures: folder
     :return: name of the figure, None if there are no changes to draw
     """
-    about_best = [algos for algos in ABLATIONS.values() if algos[0] == BEST]
+    about_best = [algos for algos in ablations(suite).values() if algos[0] == BEST]
     algos = [a for a in dict.fromkeys(chain(*about_best)) if a.split("+")[0] == BEST]
     envs = SUITES[suite].ablation_envs
     scores = score_arrays(rows, algos, envs)
@@ -541,17 +589,17 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str, figures: Path,
     """
     rows = rows[rows.regime == regime]
     # Changes may amount to another algorithm or change, by whose name the runs are kept
-    run_as = run_names(suite, regime, list(chain(*ABLATIONS.values())))
+    run_as = run_names(suite, regime, list(chain(*ablations(suite).values())))
     rows = pd.concat([rows[rows.algo == name].assign(algo=algo) for algo, name in run_as.items()])
     few, parts = SUITES[suite].ablation_envs, []
-    all_envs = list(SUITES[suite].scores)
+    all_envs = SUITES[suite].envs
     drawn = draw_ablations(rows, suite, regime, figures)
     if drawn:
         parts.append(
             f"{label(BEST)}, with its interval as a band, and what becomes of it when something is changed.\n\n"
             f"![{suite}, {regime}: ablations]({link}/{drawn}.svg)\n"
         )
-    for question, names in ABLATIONS.items():
+    for question, names in ablations(suite).items():
         # Each run once: a change may be none in this regime
         algos = list({run_as[name]: name for name in reversed(names)}.values())[::-1]
         own = rows[rows.algo.isin(algos)]
@@ -616,6 +664,114 @@ def uses_section(rows: pd.DataFrame, suite: str, figures: Path, link: str) -> st
     return f"{head}{body}\n![{suite}: IQM against uses per sample]({link}/{suite}_uses.svg)\n"
 
 
+@dataclass(frozen=True)
+class Variant:
+    """
+    One way to hold 1/eta in one suite.
+
+    :param suite: name of the suite
+    :param regime: the regime
+    :param kind: of controller, empty for none
+    :param value: 1/eta, or the target
+    :param kl: mean KL divergence from the policies that acted
+    :param iqm: of the final scores
+    :param n_seeds: how many seeds it has
+    """
+
+    suite: str
+    regime: str
+    kind: str
+    value: float
+    kl: float
+    iqm: Estimate
+    n_seeds: int
+
+
+def variants(results: Path, suite: str) -> tuple[list[str], list[Variant]]:
+    """
+    :param results: folder of the results
+    :param suite: name of a suite
+    :return: environments, and the ways to hold 1/eta that have been run on all of these, the tuned constant first; none
+        if there is nothing to compare it with
+    """
+    rows = read_scores(results, suite)
+    regimes = [
+        regime
+        for regime in ("scarce", "untuned")
+        if not rows.empty and CONSTANT in set(rows[rows.regime == regime].algo)
+    ]
+    if not regimes:
+        return [], []
+    rows = rows[rows.regime == regimes[0]]
+    changed = {algo: algo.split("+")[1:] for algo in rows.algo.unique() if algo.split("+")[0] in (CONSTANT, TARGET)}
+    algos = [a for a, found in changed.items() if all(change.startswith("divergence_coef=") for change in found)]
+    algos.sort(key=lambda algo: algo != CONSTANT)
+    own = rows[rows.algo.isin(algos)]
+    envs = complete_envs(own, suite)
+    scores = score_arrays(own, algos, envs)
+    found = []
+    for algo, (estimate,) in estimates({a: x[:, :, -1] for a, x in scores.items()}, iqm).items():
+        coefficient = hyperparameters(suite, regimes[0], envs[0], algo)["divergence_coef"]
+        kind, _, value = str(coefficient).rpartition("_")
+        kl = own[(own.algo == algo) & own.env.isin(envs)].kl.mean()
+        if kind in CONTROLLERS:
+            found.append(Variant(suite, regimes[0], kind, float(value), kl, estimate, len(scores[algo])))
+    is_compared = len(found) > 1 and CONSTANT in scores
+    return (envs, found) if is_compared else ([], [])
+
+
+def recipe(results: Path, figures: Path) -> Path | None:
+    """
+    Compare a constant 1/eta with KL targets in all suites: a table, and a figure of the score against the KL.
+
+    :param results: folder of the results
+    :param figures: folder of the figures
+    :return: the Markdown file that was written, None if there is nothing to compare
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    markers = dict(zip(CONTROLLERS, ("o", "s", "^"), strict=True))
+    cells, notes = [], []
+    for suite, suite_color in RECIPE_SUITES.items():
+        envs, found = variants(results, suite)
+        if not found:
+            continue
+        constant, *others = found
+        notes.append(f"`{suite}`, {constant.regime}: {', '.join(map(short, envs))}.")
+        for variant in [constant, *sorted(others, key=lambda x: (list(CONTROLLERS).index(x.kind), x.value))]:
+            relative = variant.iqm.value / constant.iqm.value
+            what = CONTROLLERS[variant.kind] if variant.kind else "constant"
+            value = f"{variant.value:g}"
+            cells.append(
+                [suite, what, value, str(variant.iqm), f"{relative:.2f}", f"{variant.kl:.2g}", str(variant.n_seeds)]
+            )
+            axes.plot(variant.kl, relative, markers[variant.kind], color=suite_color)
+            axes.annotate(value, (variant.kl, relative), (5, 4), textcoords="offset points", fontsize="small")
+        axes.plot([], [], "o", color=suite_color, label=suite)
+    if not cells:
+        plt.close(figure)
+        return None
+    for kind, marker in markers.items():
+        axes.plot(
+            [], [], marker, color="k", fillstyle="none", label=f"{CONTROLLERS[kind]}: {'KL' if kind else '1/eta'}"
+        )
+    axes.axhspan(0.95, 1.05, color="k", alpha=0.08, linewidth=0)
+    axes.set(xscale="log", xlabel="KL divergence from the policies that acted, mean of the run")
+    axes.set_ylabel("IQM, relative to the constant 1/eta of the suite")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    save(figure, figures, "recipe")
+    columns = ["Suite", "1/eta", "Value", "IQM", "Relative", "KL", "Seeds"]
+    link = Path(os.path.relpath(figures, results)).as_posix()
+    path = results / "recipe.md"
+    path.write_text(
+        "<!-- Written by benchmarks/report.py from the CSV files beside it -->\n\n"
+        f"The value is 1/eta, or the KL target of a controller. {' '.join(notes)}\n\n{markdown(columns, cells)}\n"
+        f"![IQM against KL, relative to a constant 1/eta]({link}/recipe.svg)\n"
+    )
+    return path
+
+
 def report(results: Path, figures: Path, suite: str) -> Path | None:
     """
     :param results: folder of the results
@@ -650,6 +806,8 @@ def main() -> None:
     for suite in args.suite:
         path = report(args.results.resolve(), args.figures.resolve(), suite)
         print(f"{suite}: {'no results' if path is None else path}")
+    path = recipe(args.results.resolve(), args.figures.resolve())
+    print(f"recipe: {'no results' if path is None else path}")
 
 
 if __name__ == "__main__":

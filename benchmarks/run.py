@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from store import BUSY, RESULTS, Row, Run, format_row, is_done, read_rows, read_settings, remove_settings, run_of
-from suites import ABLATIONS, ALGORITHMS, REGIMES, SUITES, hyperparameters, run_names
+from suites import REGIMES, SUITES, ablations, algorithms, hyperparameters, run_names, run_regime
 
 WORKER = Path(__file__).parent / "worker.py"
 # What a rerun need not give again
@@ -139,7 +139,7 @@ def ordered(suite: str, regime: str, envs: Iterable[str], algos: Iterable[str], 
     :return: the runs, one seed of everything before the next, so that the first table is there early
     """
     algos, envs = list(algos), list(envs)
-    return [Run(suite, regime, env, algo, seed) for seed in seeds for env in envs for algo in algos]
+    return [Run(suite, run_regime(regime, algo), env, algo, seed) for seed in seeds for env in envs for algo in algos]
 
 
 def stale_settings(results: Path, runs: Mapping[Run, Mapping[str, Any]], suite: str) -> set[str]:
@@ -184,8 +184,7 @@ def parse_args() -> argparse.Namespace:
     which.add_argument(
         "--algos",
         nargs="+",
-        default=list(ALGORITHMS),
-        help=f"of {', '.join(ALGORITHMS)}; with +name=value for one hyperparameter changed (default: all)",
+        help="algorithms of suites.py; with +name=value for one hyperparameter changed (default: all of the suite)",
     )
     which.add_argument(
         "--ablations", nargs="*", metavar="WORD", help="the ablations, or those with one of these words in their title"
@@ -205,12 +204,15 @@ def parse_args() -> argparse.Namespace:
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     if args.ablations is not None:
-        asked = [title for title in ABLATIONS if not args.ablations or any(w in title for w in args.ablations)]
+        known = ablations(args.suite)
+        asked = [title for title in known if not args.ablations or any(w in title for w in args.ablations)]
         if not asked:
-            parser.error(f"--ablations must be words of {', '.join(map(repr, ABLATIONS))}, got {args.ablations}")
-        args.algos = list(dict.fromkeys(algo for title in asked for algo in ABLATIONS[title]))
+            parser.error(f"--ablations must be words of {', '.join(map(repr, known))}, got {args.ablations}")
+        args.algos = list(dict.fromkeys(algo for title in asked for algo in known[title]))
+    elif args.algos is None:
+        args.algos = algorithms(args.suite)
     if args.env is None:
-        args.env = list(SUITES[args.suite].scores if args.ablations is None else SUITES[args.suite].ablation_envs)
+        args.env = SUITES[args.suite].envs if args.ablations is None else list(SUITES[args.suite].ablation_envs)
     try:
         for env in args.env:
             for algo in args.algos:

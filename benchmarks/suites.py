@@ -1,7 +1,7 @@
 """What is run: the suites of environments, their regimes, the algorithms and their hyperparameters."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from itertools import chain, product
@@ -38,7 +38,15 @@ class Suite:
     :param learning_rates: the lowest and the highest learning rate that is tried
     :param last_trials: hyperparameters that every algorithm tries at the end of tuning, as far as it has them: what a
         first search found good, so that it matters less which algorithm was lucky to come near it
-    :param base: hyperparameters where the Zoo has none, by name of the class in the Zoo
+    :param base: hyperparameters where the Zoo has none, or one for each environment, by name of the class in the Zoo
+    :param of_env: what belongs to an environment, by name, besides
+    :param of_algorithm: what an algorithm has in this suite before tuning, by name
+    :param lambdas: the values of lambda that are tried
+    :param entropies: the lowest and the highest entropy bonus that is tried, None for none
+    :param only_tuning: environments that nothing but tuning is run on
+    :param final_games: whole games that are played after training, whose mean is the final score; 0 for none
+    :param has_published: whether algorithms are run as published too
+    :param ablations: by title the algorithms of each ablation
     """
 
     scores: Mapping[str, tuple[float, float]]
@@ -49,6 +57,19 @@ class Suite:
     learning_rates: tuple[float, float] = (1e-4, 3e-3)
     last_trials: tuple[Mapping[str, Any], ...] = ()
     base: Mapping[str, Mapping[str, Any]] | None = None
+    of_env: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    of_algorithm: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    lambdas: tuple[float, ...] = (0.6, 0.8, 0.9, 0.95, 0.98)
+    entropies: tuple[float, float] | None = (1e-3, 5e-2)
+    only_tuning: tuple[str, ...] = ()
+    final_games: int = 0
+    has_published: bool = False
+    ablations: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def envs(self) -> list[str]:
+        """The environments that results are of."""
+        return [env for env in self.scores if env not in self.only_tuning]
 
 
 @dataclass(frozen=True)
@@ -59,6 +80,9 @@ class Algorithm:
     :param label: name in tables and figures
     :param color: colour in figures
     :param family: "PPO" or "DAPO", of whose variants the best are compared, empty for what is neither
+    :param tuned_as: the algorithm whose tuned values it has, as far as it has none and the settings leave them open
+    :param published: whether it is run as published, in continuous control: with the Zoo's settings for each
+        environment, or those of its authors. Neither the uses of a regime nor tuning apply
     """
 
     zoo_name: str
@@ -66,15 +90,17 @@ class Algorithm:
     label: str
     color: str
     family: str = ""
+    tuned_as: str = ""
+    published: bool = False
 
 
-def _regimes(plentiful: int | None, scarce: int | Mapping[str, int]) -> dict[str, Regime]:
+def _regimes(plentiful: int | None, scarce: int | Mapping[str, int], uses: int = 8) -> dict[str, Regime]:
     return {
         "plentiful": Regime(plentiful),
-        "scarce": Regime(scarce, uses=8),
+        "scarce": Regime(scarce, uses=uses),
         "scarce16": Regime(scarce, uses=16),
         "scarce32": Regime(scarce, uses=32),
-        "untuned": Regime(scarce, uses=8, tuned=False),
+        "untuned": Regime(scarce, uses=uses, tuned=False),
     }
 
 
@@ -85,19 +111,45 @@ REGIMES = list(_regimes(None, 0))
 # Scores of random play and of a professional player, as everyone uses them since Wang et al. 2016
 # (https://arxiv.org/abs/1511.06581, no-op starts)
 ATARI_SCORES = {
+    "Alien": (227.8, 7127.7),
+    "Amidar": (5.8, 1719.5),
+    "Assault": (222.4, 742.0),
+    "Asterix": (210.0, 8503.3),
+    "BankHeist": (14.2, 753.1),
     "BattleZone": (2360.0, 37187.5),
     "BeamRider": (363.9, 16926.5),
+    "Boxing": (0.1, 12.1),
     "Breakout": (1.7, 30.5),
+    "ChopperCommand": (811.0, 7387.8),
+    "CrazyClimber": (10780.5, 35829.4),
+    "DemonAttack": (152.1, 1971.0),
     "DoubleDunk": (-18.6, -16.4),
     "Enduro": (0.0, 860.5),
     "Freeway": (0.0, 29.6),
     "Frostbite": (65.2, 4334.7),
+    "Gopher": (257.6, 2412.5),
+    "Hero": (1027.0, 30826.4),
+    "Jamesbond": (29.0, 302.8),
+    "Kangaroo": (52.0, 3035.0),
+    "Krull": (1598.0, 2665.5),
+    "KungFuMaster": (258.5, 22736.3),
+    "MsPacman": (307.3, 6951.6),
     "NameThisGame": (2292.3, 8049.0),
     "Phoenix": (761.4, 7242.6),
+    "Pong": (-20.7, 14.6),
+    "PrivateEye": (24.9, 69571.3),
     "Qbert": (163.9, 13455.0),
+    "RoadRunner": (11.5, 7845.0),
     "Seaquest": (68.4, 42054.7),
     "SpaceInvaders": (148.0, 1668.7),
+    "UpNDown": (533.4, 11693.2),
 }
+# The games of every comparison at 100,000 steps, since Kaiser et al. 2019 (https://arxiv.org/abs/1903.00374)
+ATARI_100K = (
+    *("Alien", "Amidar", "Assault", "Asterix", "BankHeist", "BattleZone", "Boxing", "Breakout", "ChopperCommand"),
+    *("CrazyClimber", "DemonAttack", "Freeway", "Frostbite", "Gopher", "Hero", "Jamesbond", "Kangaroo", "Krull"),
+    *("KungFuMaster", "MsPacman", "Pong", "PrivateEye", "Qbert", "RoadRunner", "Seaquest", "UpNDown"),
+)
 
 
 def _atari(*games: str) -> dict[str, tuple[float, float]]:
@@ -120,6 +172,51 @@ GOOD_IN_MINATAR = {
     "n_steps": 16,
 }
 HUMAN = "0 is random play, 1 a professional player"
+
+# SB3's PPO for continuous control, with its 2,048 steps per update from four environments and a learning rate that
+# falls to 0. The Zoo's settings are one for each environment, found on it: algorithms that are tuned here begin alike
+ON_POLICY = {"policy": "MlpPolicy", "normalize": True, "n_envs": 4, "gamma": 0.99, "gae_lambda": 0.95, "ent_coef": 0.0}
+MUJOCO = {
+    "ppo": {
+        **ON_POLICY,
+        "n_steps": 512,
+        "n_epochs": 10,
+        "batch_size": 64,
+        "learning_rate": "lin_0.0003",
+        "clip_range": 0.2,
+    },
+    # The Zoo's, with a learning rate that falls. TRPO and A2C have no such setting of SB3's for continuous control
+    "trpo": {
+        **{name: value for name, value in ON_POLICY.items() if name != "ent_coef"},
+        "n_steps": 512,
+        "batch_size": 128,
+        "cg_max_steps": 25,
+        "cg_damping": 0.1,
+        "learning_rate": "lin_0.001",
+        "target_kl": 0.04,
+    },
+    "a2c": {**ON_POLICY, "n_steps": 8, "learning_rate": "lin_0.0007"},
+}
+
+# How 1/eta is held, the same in every suite but MinAtar, where more is tried: a constant, or a KL target
+CONTROL = {
+    "A constant 1/eta or a KL target": [
+        "dapo_gae",
+        *(f"dapo_gae+divergence_coef={x}" for x in (0.1, 1.0)),
+        *(f"dapo_kl{x}" for x in ("+divergence_coef=dual_0.02", "", "+divergence_coef=dual_0.04")),
+        *(f"dapo_kl+divergence_coef=adaptive_{x}" for x in (0.02, 0.03, 0.04)),
+    ],
+    "The recipe, part by part": [
+        "dapo_kl",
+        "dapo_kl+n_rollouts=1",
+        "dapo_kl+divergence_steps=0",
+        "dapo_kl+advantage=vtrace",
+    ],
+    "Learning rate": [
+        *(f"{algo}+learning_rate=lin_{x}" for algo in ("ppo", "dapo_kl") for x in (0.0003, 0.0006, 0.001)),
+    ],
+    "The other direction": ["dapo_kl", *(f"marwil+divergence_coef={x}" for x in (0.3, 1.0))],
+}
 
 SUITES = {
     "minatar": Suite(
@@ -195,15 +292,47 @@ SUITES = {
     ),
     "mujoco": Suite(
         scores={
-            "HalfCheetah-v5": (-280.2, 12135.0),
-            "Hopper-v5": (-20.3, 3234.3),
-            "Walker2d-v5": (1.6, 4592.3),
-            "Ant-v5": (-325.6, 3879.7),
+            "HalfCheetah-v5": (-234.0, 2440.0),
+            "Hopper-v5": (18.0, 2540.0),
+            "Walker2d-v5": (2.1, 2200.0),
+            "Ant-v5": (-38.0, 762.0),
+            "Swimmer-v5": (-2.3, 161.0),
         },
-        normalization="0 is random play, 1 an expert, with the scores of D4RL",
-        regimes=_regimes(plentiful=None, scarce=100_000),
+        normalization="0 is random play, 1 the mean score of GePPO over its first million steps, as published "
+        "(Queeney et al. 2021, environments of version 3)",
+        regimes=_regimes(plentiful=1_000_000, scarce=300_000, uses=10),
         tuning_envs=("HalfCheetah-v5", "Hopper-v5"),
         ablation_envs=("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"),
+        lambdas=(0.9, 0.95, 0.98),
+        entropies=None,
+        base=MUJOCO,
+        # As in the Zoo: with a discount factor of 0.99 it does not see its next stroke
+        of_env={"Swimmer-v5": {"gamma": 0.9999}},
+        of_algorithm={
+            # Of 1, 0.3 and 0.1 the best in earlier trials of 200,000 steps on three of these environments
+            "dapo_gae": {"n_rollouts": 2, "divergence_coef": 0.3},
+            "dapo_gae_1step": {"n_rollouts": 2, "divergence_coef": 1.0},
+            "vtrace_gae": {"n_rollouts": 2},
+        },
+        has_published=True,
+        ablations=CONTROL,
+    ),
+    "atari100k": Suite(
+        scores=_atari(*ATARI_100K, "NameThisGame", "Phoenix"),
+        normalization=HUMAN,
+        regimes=_regimes(plentiful=None, scarce=100_000),
+        tuning_envs=("NameThisGameNoFrameskip-v4", "PhoenixNoFrameskip-v4"),
+        only_tuning=("NameThisGameNoFrameskip-v4", "PhoenixNoFrameskip-v4"),
+        ablation_envs=("BoxingNoFrameskip-v4", "CrazyClimberNoFrameskip-v4", "KrullNoFrameskip-v4"),
+        learning_rates=(1e-4, 2e-3),
+        lambdas=(0.8, 0.9, 0.95),
+        final_games=100,
+        # What the first search on MinAtar led every algorithm to, and the paper's lambda
+        of_algorithm={
+            "dapo_gae": {"n_rollouts": 2, "divergence_coef": 0.3},
+            "vtrace_gae": {"n_rollouts": 2},
+        },
+        ablations=CONTROL,
     ),
     "atari5": Suite(
         scores=_atari("BattleZone", "DoubleDunk", "NameThisGame", "Phoenix", "Qbert"),
@@ -237,6 +366,15 @@ REUSE = {"n_rollouts": 1}
 REUSE_GAE = {**REUSE, "advantage": "vtrace_gae"}
 # Where the clip lies makes no difference to a single rollout
 GEPPO = {"n_rollouts": 4, "clip_center": "old"}
+
+# GePPO as its authors run it, with their option of equal weights for the policies that acted (theirs by default: 0.4,
+# 0.3, 0.2 and 0.1), twice the updates of half the size, and the learning rate that `geppo.py` adapts. Not as there: one
+# optimizer for policy and value function, so that its learning rate falls for both
+GEPPO_PUBLISHED = {
+    **{"policy": "MlpPolicy", "normalize": True, "n_envs": 4, "n_steps": 256, "batch_size": 96, "n_epochs": 10},
+    **{"gamma": 0.995, "gae_lambda": 0.97, "learning_rate": 3e-4, "clip_range": 0.1, "clip_center": "old"},
+    **{"n_rollouts": 3, "advantage": "vtrace_gae", "divergence_coef": 0.0, "callback": "geppo.AdaptiveLearningRate"},
+}
 
 # PPO's family blue, other baselines grey, reuse without divergence green, DAPO red and violet
 ALGORITHMS = {
@@ -287,10 +425,31 @@ ALGORITHMS = {
         "#980043",
         "DAPO",
     ),
+    # The recipe that is to be the same everywhere: the divergence held at a target, whatever 1/eta that takes
+    "dapo_kl": Algorithm(
+        "dapo",
+        {**REUSE_GAE, "n_rollouts": 2, "divergence_coef": "dual_0.03", "policy_loss": "plain"},
+        "DAPO + GAE, KL target",
+        "#e7298a",
+        "DAPO",
+        tuned_as="dapo_gae",
+    ),
     "geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.0}, "V-trace, GePPO's clip", "#006d2c"),
     "dapo_geppo": Algorithm(
         "dapo", {**GEPPO, "divergence_coef": 0.1}, "DAPO, multi-step, GePPO's clip", "#a50f15", "DAPO"
     ),
+    # The other direction of the divergence: the likelihood of what was done, weighted by exp(eta A)
+    "marwil": Algorithm(
+        "dapo",
+        {**REUSE_GAE, "n_rollouts": 2, "divergence_coef": 1.0, "policy_loss": "marwil"},
+        "MARWIL's loss, GAE",
+        "#8c6d31",
+        tuned_as="dapo_gae",
+    ),
+    "geppo_published": Algorithm("dapo", GEPPO_PUBLISHED, "GePPO, as published", "#00441b", published=True),
+    "ppo_zoo": Algorithm("ppo", {}, "PPO, the Zoo's settings", "#084594", published=True),
+    "sac": Algorithm("sac", {}, "SAC", "#fec44f", published=True),
+    "crossq": Algorithm("crossq", {}, "CrossQ", "#d95f0e", published=True),
 }
 
 # DAPO + GAE as tuned: what the ablations of the divergence start from, as beside the clip it has little to do.
@@ -349,7 +508,10 @@ ABLATIONS = {
     "Control of 1/eta": [
         BEST,
         *(f"{BEST}+divergence_coef={x}" for x in ("lin_1.0", "lin_2.0", "adaptive_0.04", "dual_0.04")),
+        "dapo_kl",
+        "dapo_kl+divergence_coef=dual_0.02",
     ],
+    "The other direction": [BEST, *(f"marwil+divergence_coef={x}" for x in (0.3, 1.0))],
     # A sum over steps is larger than its first term: the 1-step divergence is tried stronger too
     "Steps of the divergence": [
         BEST,
@@ -402,6 +564,22 @@ ABLATIONS = {
 }
 
 
+def ablations(suite: str) -> Mapping[str, list[str]]:
+    """
+    :param suite: name of a suite
+    :return: by title the algorithms of its ablations; MinAtar's where it has none of its own
+    """
+    return SUITES[suite].ablations or ABLATIONS
+
+
+def algorithms(suite: str) -> list[str]:
+    """
+    :param suite: name of a suite
+    :return: names of the algorithms that are run in it, without changes
+    """
+    return [name for name, x in ALGORITHMS.items() if SUITES[suite].has_published or not x.published]
+
+
 def algorithm(name: str) -> Algorithm:
     """
     :param name: name of an algorithm, with or without changes (`dapo+divergence_coef=0.5`)
@@ -452,16 +630,21 @@ def hyperparameters(
         raise ValueError(f"`env` must be one of {sorted(SUITES[suite].scores)}, got {env!r}")
     chosen = algorithm(algo)
     name, *changes = algo.split("+")
+    if name not in algorithms(suite):
+        raise ValueError(f"`algo` must be one of {algorithms(suite)} in {suite}, got {name!r}")
     if tuned is None:
-        tuned = read_tuned(suite, regime).get(name, {})
+        tuned = tuned_for(read_tuned(suite, regime), name)
 
     settings = {
-        **_base(suite, env, chosen.zoo_name),
+        **_base(suite, env, chosen),
         "n_timesteps": timesteps(suite, regime, env, algo),
         **chosen.settings,
+        **SUITES[suite].of_algorithm.get(name, {}),
         **tuned,
         **dict(_parse_change(change) for change in changes),
     }
+    if chosen.published:
+        return settings
     uses = settings.pop("uses", SUITES[suite].regimes[regime].uses)
     if chosen.zoo_name in ("ppo", "dapo"):
         # A transition that stays for K updates is used K times as often
@@ -469,6 +652,27 @@ def hyperparameters(
     elif chosen.zoo_name == "trpo" and uses is not None:
         settings["n_critic_updates"] = uses
     return settings
+
+
+def tuned_for(tuned: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    """
+    :param tuned: tuned values by algorithm
+    :param name: name of an algorithm, without changes
+    :return: those that it has: its own, or those of the algorithm whose values it shares, but for 1/eta
+    """
+    if name in tuned:
+        return tuned[name]
+    shared = tuned.get(ALGORITHMS[name].tuned_as, {})
+    return {key: value for key, value in shared.items() if key != "divergence_coef"}
+
+
+def run_regime(regime: str, algo: str) -> str:
+    """
+    :param regime: name of a regime
+    :param algo: name of an algorithm, with or without changes
+    :return: the regime that its runs are kept in: what is run as published has no tuned values, and is run once
+    """
+    return "untuned" if algorithm(algo).published and regime.startswith("scarce") else regime
 
 
 def run_names(suite: str, regime: str, algos: Collection[str]) -> dict[str, str]:
@@ -483,10 +687,10 @@ def run_names(suite: str, regime: str, algos: Collection[str]) -> dict[str, str]
     tuned = read_tuned(suite, regime)
 
     def key(name: str) -> tuple[str, dict[str, Any]]:
-        settings = hyperparameters(suite, regime, env, name, tuned.get(name.split("+")[0], {}))
+        settings = hyperparameters(suite, regime, env, name, tuned_for(tuned, name.split("+")[0]))
         return algorithm(name).zoo_name, settings
 
-    keys = {name: key(name) for name in [*ALGORITHMS, *chain(*ABLATIONS.values()), *algos]}
+    keys = {name: key(name) for name in [*algorithms(suite), *chain(*ablations(suite).values()), *algos]}
     return {
         name: name if name in ALGORITHMS else next(other for other in keys if keys[other] == keys[name])
         for name in algos
@@ -503,6 +707,9 @@ def uses_per_sample(zoo_name: str, settings: Mapping[str, Any]) -> int:
         return 1
     if zoo_name == "trpo":
         return int(settings.get("n_critic_updates", 10))
+    if zoo_name in ("sac", "crossq"):
+        # Minibatches are drawn from all steps so far: so often on average, by the end of training
+        return int(settings.get("batch_size", 256) * settings.get("gradient_steps", 1) / settings.get("train_freq", 1))
     return int(settings.get("n_epochs", 10) * settings.get("n_rollouts", 1))
 
 
@@ -551,16 +758,18 @@ def read_tuned(suite: str, regime: str) -> dict[str, dict[str, Any]]:
     return tuned
 
 
-def _base(suite: str, env: str, zoo_name: str) -> dict[str, Any]:
+def _base(suite: str, env: str, chosen: Algorithm) -> dict[str, Any]:
     """The Zoo's entry of an environment. What belongs to the environment is PPO's where the algorithm has no entry."""
-    if zoo_name == "dapo":
-        return {**_base(suite, env, "ppo"), **({"autocast": True} if "NoFrameskip" in env else {})}
+    if chosen.published:  # all of GePPO's settings are its own
+        return {} if chosen.zoo_name == "dapo" else _zoo_entry(chosen.zoo_name, env)
+    zoo_name = "ppo" if chosen.zoo_name == "dapo" else chosen.zoo_name
+    fast = {"autocast": True} if chosen.zoo_name == "dapo" and "NoFrameskip" in env else {}
     own = SUITES[suite].base
     if own is not None:
-        return dict(own[zoo_name])
+        return {**own[zoo_name], **SUITES[suite].of_env.get(env, {}), **fast}
     of_env = ("policy", "policy_kwargs", "n_envs", "env_wrapper", "frame_stack", "normalize")
     ppo = _zoo_entry("ppo", env)
-    return _zoo_entry(zoo_name, env) or {name: ppo[name] for name in of_env if name in ppo}
+    return {**(_zoo_entry(zoo_name, env) or {name: ppo[name] for name in of_env if name in ppo}), **fast}
 
 
 def _zoo_entry(zoo_name: str, env: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 How many environment steps per second do DAPO and its peers train on Breakout, with the same network and settings?
 
     python benchmarks/throughput.py --peer-venvs FOLDER --cleanrl CHECKOUT   # results/throughput_cpu.csv
+    python benchmarks/throughput.py --small    # MLPs and MinAtar: results/throughput_cpu_small.csv
     python benchmarks/throughput.py --sweep    # over n_envs, n_epochs and K: results/throughput_cpu_sweep.csv
     python benchmarks/throughput.py --report   # from what is there: results/throughput.md, figures in docs/figures
 
@@ -85,6 +86,25 @@ CONTESTANTS = {
     "TorchRL PPO": Contestant("torchrl", {}, "torchrl"),
     "Sample Factory PPO": Contestant("sample_factory", {}, "sample-factory"),
 }
+# Small networks: HalfCheetah with SB3's default settings, and MinAtar
+SMALL_TASKS: dict[str, dict[str, Any]] = {
+    "HalfCheetah, 1 environment": {
+        "env_id": "HalfCheetah-v5",
+        "n_envs": 1,
+        "n_steps": 2048,
+        "n_epochs": 10,
+        "batch_size": 64,
+    },
+    "HalfCheetah, 8 environments": {
+        "env_id": "HalfCheetah-v5",
+        "n_envs": 8,
+        "n_steps": 256,
+        "n_epochs": 10,
+        "batch_size": 64,
+    },
+    "MinAtar Breakout, 8 environments": {"env_id": "MinAtar/Breakout-v1", **DEFAULTS},
+}
+SMALL_CONTESTANTS = (BASELINE, "DAPO, fast=False", "DAPO", "sbx PPO")
 # What the network's operations and the emulator alone would take
 LIMIT = Contestant("machine")
 
@@ -172,13 +192,16 @@ def find_python(contestant: Contestant, peer_venvs: Path | None) -> Path | None:
     return python.absolute() if python is not None and python.exists() else None
 
 
-def compare(args: argparse.Namespace) -> Iterator[Row]:
+def compare(args: argparse.Namespace, task: dict[str, Any], among: Iterable[str]) -> Iterator[Row]:
     """
     :param args: of the command
+    :param task: fields of the settings
+    :param among: names of contestants
     :return: a row for each measurement, the contestants taking turns
     """
     pythons = {}
-    for name, contestant in CONTESTANTS.items():
+    for name in among:
+        contestant = CONTESTANTS[name]
         if args.only and not any(part.lower() in name.lower() for part in args.only):
             continue
         python = find_python(contestant, args.peer_venvs)
@@ -200,17 +223,27 @@ def compare(args: argparse.Namespace) -> Iterator[Row]:
             settings = Settings(
                 contestant=contestant.function,
                 options=options,
-                env_id=args.env,
                 n_iterations=args.iterations,
                 n_warmup=contestant.n_warmup,
                 device=args.device,
                 threads=args.threads,
-                **DEFAULTS,
+                **task,
             )
             row = measure(name, settings, pythons.get(name, Path(sys.executable)))
             if "note" in row:
                 failed.add(name)
             yield {**row, "run": run}
+
+
+def compare_small(args: argparse.Namespace) -> Iterator[Row]:
+    """
+    :param args: of the command
+    :return: the same for the tasks with small networks
+    """
+    for task in SMALL_TASKS.values():
+        # sbx has no network for MinAtar
+        among = [name for name in SMALL_CONTESTANTS if not (name == "sbx PPO" and "MinAtar" in task["env_id"])]
+        yield from compare(args, task, among)
 
 
 def sweep(args: argparse.Namespace) -> Iterator[Row]:
@@ -465,6 +498,11 @@ def report(results: Path) -> None:
                 versions(rows),
                 f"![Seconds for 1,024 steps](../../docs/figures/throughput_{device}.svg)",
             ]
+        small = read(results / f"throughput_{device}_small.csv")
+        for name, task in SMALL_TASKS.items():
+            if rows := [row for row in small if (row["env_id"], row["n_envs"]) == (task["env_id"], task["n_envs"])]:
+                settings = f"{task['n_steps']} steps, {task['n_epochs']} epochs, minibatches of {task['batch_size']}"
+                parts += [f"### {name}", f"{settings}.", table(rows), versions(rows)]
         if rows := read(results / f"throughput_{device}_sweep.csv"):
             draw_sweep(rows, f"{rows[0]['env_id']}, {describe(rows)}")
             parts.append(f"![Milliseconds per step](../../docs/figures/throughput_{device}_sweep.svg)")
@@ -485,6 +523,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="PART", help="contestants with one of these in their names")
     parser.add_argument("--peer-venvs", type=Path, help="folder of the peers' virtual environments")
     parser.add_argument("--cleanrl", type=Path, help="checkout of CleanRL")
+    parser.add_argument("--small", action="store_true", help="tasks with small networks")
     parser.add_argument("--sweep", action="store_true", help="vary n_envs, n_epochs and K instead of comparing")
     parser.add_argument("--report", action="store_true", help="only write the tables and figures")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
@@ -494,8 +533,13 @@ def main() -> None:
     if not args.report:
         args.runs = args.runs or (1 if args.sweep else 3)
         args.iterations = args.iterations or (2 if args.sweep else 3)
-        name = f"throughput_{args.device}" + ("_sweep" if args.sweep else "")
-        write(args.results / f"{name}.csv", sweep(args) if args.sweep else compare(args))
+        if args.small:
+            kind, rows = "_small", compare_small(args)
+        elif args.sweep:
+            kind, rows = "_sweep", sweep(args)
+        else:
+            kind, rows = "", compare(args, {"env_id": args.env, **DEFAULTS}, CONTESTANTS)
+        write(args.results / f"throughput_{args.device}{kind}.csv", rows)
     report(args.results)
 
 

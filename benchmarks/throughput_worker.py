@@ -35,7 +35,7 @@ class Settings:
     """
     :param contestant: who is measured, a key of ``CONTESTANTS``
     :param options: keyword arguments of the contestant's function
-    :param env_id: a ``NoFrameskip-v4`` id
+    :param env_id: a ``NoFrameskip-v4`` id, or that of a small task: a MinAtar game or an environment with an MLP
     :param n_envs: number of environments
     :param n_steps: steps of each environment per rollout
     :param n_epochs: passes over the data of an update
@@ -57,6 +57,11 @@ class Settings:
     n_warmup: int
     device: str
     threads: int
+
+    @property
+    def is_atari(self) -> bool:
+        """Whether it is an Atari game, which the peers play too."""
+        return self.env_id.endswith("NoFrameskip-v4")
 
     @property
     def rollout(self) -> int:
@@ -208,7 +213,10 @@ def sb3(
         from stable_baselines3 import PPO as Algorithm  # type: ignore[assignment]
 
     env: VecEnv
-    if vec_env == "native":
+    policy = "CnnPolicy"
+    if not settings.is_atari:
+        env, policy, kwargs = small_task(settings, kwargs)
+    elif vec_env == "native":
         from sb3_dapo.atari_vec_env import AtariVecEnv
 
         env = AtariVecEnv(settings.env_id, settings.n_envs, seed=SEED)
@@ -217,15 +225,14 @@ def sb3(
         env_id = f"ale_py:{settings.env_id}"  # imported in each process, ale_py registers its games there
         env = VecFrameStack(make_atari_env(env_id, settings.n_envs, SEED, vec_env_cls=vec_env_class), 4)
 
+    if settings.is_atari:
+        kwargs |= {"learning_rate": LEARNING_RATE, "clip_range": CLIP_RANGE, "ent_coef": ENT_COEF}
     model = Algorithm(
-        "CnnPolicy",
+        policy,
         env,
         n_steps=settings.n_steps,
         n_epochs=settings.n_epochs,
         batch_size=settings.batch_size,
-        learning_rate=LEARNING_RATE,
-        clip_range=CLIP_RANGE,
-        ent_coef=ENT_COEF,
         seed=SEED,
         device=settings.device,
         **kwargs,
@@ -235,6 +242,77 @@ def sb3(
     kept_bytes = buffer_bytes(model.rollout_buffer)
     env.close()
     return {"version": f"{package} {version(package)}", "bytes_per_transition": kept_bytes / n_kept}
+
+
+def small_task(settings: Settings, kwargs: dict[str, Any]) -> tuple[Any, str, dict[str, Any]]:
+    """
+    :param settings: of a MinAtar game, or of an environment for an MLP
+    :param kwargs: of the algorithm
+    :return: environments, name of the policy, and all arguments of the algorithm
+    """
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    if settings.env_id.startswith("MinAtar/"):
+        import minatar.gym
+
+        from sb3_dapo.minatar import MinAtarCnn
+
+        minatar.gym.register_envs()
+        policy_kwargs = {"features_extractor_class": MinAtarCnn, "net_arch": []}
+        return (
+            make_vec_env(settings.env_id, settings.n_envs, SEED),
+            "CnnPolicy",
+            {**kwargs, "policy_kwargs": policy_kwargs},
+        )
+    return VecNormalize(make_vec_env(settings.env_id, settings.n_envs, SEED)), "MlpPolicy", kwargs
+
+
+def small_machine(settings: Settings, gflop_per_s: float) -> dict[str, float | str]:
+    """As :func:`machine`, for a small task: the environments alone, and the network's operations."""
+    import numpy as np
+    import torch as th
+    from stable_baselines3 import PPO
+    from torch.utils.flop_counter import FlopCounterMode
+
+    env, policy_name, kwargs = small_task(settings, {})
+    raw = env.unwrapped
+    raw.reset()
+    times = []
+    for _ in range(settings.total_iterations):
+        actions = np.array([[raw.action_space.sample() for _ in range(raw.num_envs)] for _ in range(settings.n_steps)])
+        begin = time.perf_counter()
+        for action in actions:
+            raw.step(action)
+        times.append(time.perf_counter() - begin)
+    policy = PPO(policy_name, env, device="cpu", **kwargs).policy
+    observations, _ = policy.obs_to_tensor(env.observation_space.sample()[None])
+    with FlopCounterMode(display=False) as acting, th.no_grad():
+        action = policy(observations)[0]
+    with FlopCounterMode(display=False) as learning:
+        values, log_prob, _ = policy.evaluate_actions(observations, action)
+        (values.sum() + log_prob.sum()).backward()
+    flop = acting.get_total_flops() + settings.n_epochs * learning.get_total_flops()
+    return {
+        "version": "",
+        "emulator_s": float(np.median(times[settings.n_warmup :])),
+        "network_gflop": settings.rollout * flop / 1e9,
+        "gflop_per_s": gflop_per_s,
+    }
+
+
+def matrix_rate(device: str) -> float:
+    """:return: Gflop per second at which the machine multiplies matrices"""
+    import numpy as np
+    import torch as th
+
+    a, b = th.randn(2, MATRIX_SIZE, MATRIX_SIZE, device=device)
+    rates = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the device
+        rates.append(2 * MATRIX_SIZE**3 / (time.perf_counter() - begin))
+    return float(np.median(rates[5:])) / 1e9
 
 
 def cleanrl(settings: Settings, clock: Clock, script: str) -> dict[str, float | str]:
@@ -468,7 +546,8 @@ def machine(settings: Settings, clock: Clock) -> dict[str, float | str]:
     from stable_baselines3.common.policies import ActorCriticCnnPolicy
     from torch.utils.flop_counter import FlopCounterMode
 
-    device = th.device(settings.device)
+    if not settings.is_atari:
+        return small_machine(settings, matrix_rate(settings.device))
     rom = settings.env_id.removesuffix("NoFrameskip-v4").lower()
     envs = AtariVectorEnv(
         rom,
@@ -492,13 +571,6 @@ def machine(settings: Settings, clock: Clock) -> dict[str, float | str]:
             envs.step(action)
         emulator_times.append(time.perf_counter() - begin)
 
-    a, b = th.randn(2, MATRIX_SIZE, MATRIX_SIZE, device=device)
-    rates = []
-    for _ in range(20):
-        begin = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for the device
-        rates.append(2 * MATRIX_SIZE**3 / (time.perf_counter() - begin))
-
     policy = ActorCriticCnnPolicy(envs.single_observation_space, envs.single_action_space, lambda _: 0.0)  # type: ignore[arg-type]
     images = th.zeros(1, *envs.single_observation_space.shape, dtype=th.uint8)  # type: ignore[misc]
     with FlopCounterMode(display=False) as acting, th.no_grad():
@@ -512,7 +584,7 @@ def machine(settings: Settings, clock: Clock) -> dict[str, float | str]:
         "version": f"ale-py {version('ale-py')}",
         "emulator_s": float(np.median(emulator_times[settings.n_warmup :])),
         "network_gflop": settings.rollout * flop / 1e9,
-        "gflop_per_s": float(np.median(rates[5:])) / 1e9,
+        "gflop_per_s": matrix_rate(settings.device),
     }
 
 

@@ -38,13 +38,16 @@ HEADER = "# Written by benchmarks/tune.py: by regime and algorithm the best of t
 
 Params = dict[str, Any]
 
+TUNABLE = [algo for algo, described in ALGORITHMS.items() if not described.published]
 
-def is_adaptive(algo: str) -> bool:
+
+def controller(algo: str) -> str:
     """
     :param algo: name of an algorithm
-    :return: whether a controller keeps its divergence near a target
+    :return: name of the controller that keeps its divergence near a target, nothing if there is none
     """
-    return str(ALGORITHMS[algo].settings.get("divergence_coef")).startswith("adaptive_")
+    kind, target, _ = str(ALGORITHMS[algo].settings.get("divergence_coef")).partition("_")
+    return kind if target and kind in ("adaptive", "dual") else ""
 
 
 def search_space(suite: str, regime: str, algo: str) -> dict[str, BaseDistribution]:
@@ -63,25 +66,27 @@ def search_space(suite: str, regime: str, algo: str) -> dict[str, BaseDistributi
     zoo_name, settings = ALGORITHMS[algo].zoo_name, ALGORITHMS[algo].settings
     space: dict[str, BaseDistribution] = {
         "learning_rate": FloatDistribution(*SUITES[suite].learning_rates, log=True),
-        "gae_lambda": CategoricalDistribution((0.6, 0.8, 0.9, 0.95, 0.98)),
+        "gae_lambda": CategoricalDistribution(SUITES[suite].lambdas),
     }
-    if algo != "ppo" and zoo_name != "trpo":
-        space["ent_coef"] = FloatDistribution(1e-3, 5e-2, log=True)
+    entropies = SUITES[suite].entropies
+    if algo != "ppo" and zoo_name != "trpo" and entropies is not None:
+        space["ent_coef"] = FloatDistribution(*entropies, log=True)
     if zoo_name != "a2c":
         space["uses"] = CategoricalDistribution((uses // 2, uses))
     if zoo_name == "dapo" and settings.get("advantage") != "gae":
         space["n_rollouts"] = CategoricalDistribution((1, 2, 4))
-    if zoo_name in ("ppo", "dapo") and settings.get("policy_loss") != "plain":
+    is_clipped = settings.get("policy_loss", "clip") == "clip"
+    if zoo_name in ("ppo", "dapo") and is_clipped:
         space["clip_range"] = CategoricalDistribution((0.1, 0.2, 0.3))
 
     if zoo_name == "a2c":
         space["n_steps"] = CategoricalDistribution((5, 8, 16, 32))
     elif zoo_name == "trpo" or algo == "ppo_target_kl":
         space["target_kl"] = FloatDistribution(3e-3, 0.1, log=True)
-    elif is_adaptive(algo):
+    elif controller(algo):
         space["divergence_coef"] = FloatDistribution(3e-3, 0.1, log=True)  # the target of the controller
     elif settings.get("divergence_coef"):
-        lowest, highest = (0.1, 10.0) if settings.get("policy_loss") == "plain" else (0.01, 2.0)
+        lowest, highest = (0.01, 2.0) if is_clipped else (0.1, 10.0)
         space["divergence_coef"] = FloatDistribution(lowest, highest, log=True)
     return space
 
@@ -93,8 +98,8 @@ def as_hyperparameters(algo: str, params: Params) -> Params:
     :return: as the Zoo wants it: the learning rate falls to 0, a controller is named with its target
     """
     changed = {"learning_rate": f"lin_{params['learning_rate']}"}
-    if is_adaptive(algo):
-        changed["divergence_coef"] = f"adaptive_{params['divergence_coef']}"
+    if controller(algo):
+        changed["divergence_coef"] = f"{controller(algo)}_{params['divergence_coef']}"
     return {**params, **changed}
 
 
@@ -135,7 +140,7 @@ def given_trials(
     own = ALGORITHMS[algo].settings
     last = [{name: {**own, **params}[name] for name in space} for params in shared]
     n_drawn = max(1, n_trials - len(last))
-    if is_adaptive(algo):
+    if controller(algo):
         last = [{**params, "divergence_coef": shared[i]["target_kl"]} for i, params in enumerate(last)]
     return {**({} if first is None else {0: first}), **{n_drawn + i: params for i, params in enumerate(last)}}
 
@@ -299,7 +304,7 @@ def tune(
     space = search_space(suite, regime, algo)
     path = results / "tuning" / f"{suite}_{regime}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    all_params = dict.fromkeys(name for other in ALGORITHMS for name in search_space(suite, regime, other))
+    all_params = dict.fromkeys(name for other in TUNABLE for name in search_space(suite, regime, other))
     columns = ["algo", "trial", "seed", "value", *envs, *all_params]
     given = given_trials(suite, regime, algo, space, n_trials)
 
@@ -335,7 +340,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Tune the algorithms of a suite, each with the same number of trials.")
     parser.add_argument("--suite", required=True, choices=list(SUITES))
     parser.add_argument("--regime", default="scarce", choices=[name for name in REGIMES if name.startswith("scarce")])
-    parser.add_argument("--algos", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS), metavar="ALGO")
+    parser.add_argument("--algos", nargs="+", default=TUNABLE, choices=TUNABLE, metavar="ALGO")
     parser.add_argument("--trials", type=int, default=20, help="trials of each algorithm (default: 20)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, two at most are used (default: 1)")
     parser.add_argument("--timesteps", type=int, help="environment steps, for trying things (needs --results)")

@@ -17,14 +17,18 @@ from typing import Any
 import numpy as np
 import torch as th
 import yaml
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import set_random_seed
 from store import BUSY, Row, Run, add_run, is_done, processor
-from suites import algorithm, uses_per_sample
+from suites import SUITES, algorithm, uses_per_sample
 
 from sb3_dapo.zoo import ExperimentManager
 
 N_EVALUATIONS = 10
+# Games at a time at the end of training, and what their seeds differ by from those of training
+FINAL_ENVS, FINAL_SEED = 20, 1_000_000
 # A score is the mean of the games that ended since the last evaluation, and of earlier ones if they are fewer than this
 MIN_GAMES = 10
 PACKAGES = ("sb3-dapo", "stable-baselines3", "sb3-contrib", "rl_zoo3", "gymnasium", "torch", "numpy")
@@ -35,7 +39,7 @@ KL_KEYS = ("train/behavior_kl", "train/approx_kl", "train/kl_divergence_loss")
 class Evaluation(BaseCallback):
     """
     Scores of the games that are played in training: `Monitor` lies inside all wrappers, so they are those of whole
-    games, not clipped or normalized. No further games are played.
+    games, not clipped or normalized.
 
     :param run: the run
     :param n_timesteps: environment steps of the run
@@ -58,7 +62,9 @@ class Evaluation(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.start = time.monotonic()
-        self.model.policy.optimizer.register_step_post_hook(self._count_step)
+        # Off-policy algorithms have an optimizer for each network: the value function's is stepped most often
+        trained = getattr(self.model, "critic", self.model.policy)
+        trained.optimizer.register_step_post_hook(self._count_step)
 
     def _count_step(self, *_: Any) -> None:
         self.gradient_steps += 1
@@ -134,8 +140,27 @@ def train(run: Run, hyperparams: Mapping[str, Any], folder: Path, device: str, s
     rows: list[Row] = []
     uses = uses_per_sample(zoo_name, hyperparams)
     manager.callbacks.append(Evaluation(run, manager.n_timesteps, uses, rows, starter))
-    manager.learn(experiment[0])
+    model = experiment[0]
+    manager.learn(model)
+    n_games = SUITES[run.suite].final_games
+    if n_games > 0:
+        rows[-1]["score"] = final_score(manager, model, n_games)
     return rows
+
+
+def final_score(manager: ExperimentManager, model: BaseAlgorithm, n_games: int) -> float:
+    """
+    :param manager: of the run, whose environments are not normalized
+    :param model: after training
+    :param n_games: how many games are played, as many in each environment: the first to end would be short ones
+    :return: mean score of whole games, with actions sampled from the policy
+    """
+    env = manager.create_envs(min(FINAL_ENVS, n_games), eval_env=True, no_log=True)
+    env.seed(FINAL_SEED + manager.seed)
+    score, _ = evaluate_policy(model, env, n_games, deterministic=False)
+    env.close()
+    assert isinstance(score, float | np.floating)
+    return float(score)
 
 
 def versions() -> str:

@@ -3,6 +3,7 @@
 import inspect
 import types
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import numpy as np
@@ -45,7 +46,8 @@ RANGES: dict[str, Range] = {
 }
 
 
-def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
+@cache
+def arguments_of(cls: Any) -> dict[str, inspect.Parameter]:
     """
     The arguments of a class, joined over its hierarchy: an ``__init__`` with ``**kwargs`` hands on to the next class
     those that it does not name.

@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -15,6 +15,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
@@ -25,10 +26,11 @@ from sb3_dapo.buffers import RolloutRing, RolloutRingSamples
 from sb3_dapo.checkpoint.checkpoints import Checkpoints
 from sb3_dapo.controllers import Controller
 from sb3_dapo.divergences import Divergence, get_divergence
-from sb3_dapo.fast import set_fast
+from sb3_dapo.fast import autocast_pays, set_fast
 from sb3_dapo.faults import NonFiniteError
+from sb3_dapo.fused import FusedMlp
 from sb3_dapo.hub import HubModel
-from sb3_dapo.loss import LossSettings, Stats, dapo_loss, kl_terms, summarize
+from sb3_dapo.loss import LossSettings, PolicyOutputs, Stats, Visit, backward, dapo_loss, loss_gradient, summarize
 from sb3_dapo.policies import CnnPolicy, FastCnn, MlpPolicy, MultiInputPolicy
 
 SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
@@ -98,7 +100,9 @@ class DAPO(Checkpoints, HubModel, PPO):
     :param advantage: ``"vtrace"``: those of the paper; ``"vtrace_gae"``: with lambda in the first step too, so that
         they are GAE's where the policy is the one that acted; ``"gae"``: fixed at collection, as in PPO
     :param policy_loss: ``"clip"``: PPO's clipped surrogate with the divergence added (PPO+DA); ``"plain"``: eq. 7;
-        ``"clip_augmented"``: clip the surrogate of the augmented advantage ``A - D/eta`` as a whole
+        ``"clip_augmented"``: clip the surrogate of the augmented advantage ``A - D/eta`` as a whole; ``"marwil"``:
+        the other direction of the divergence, the log-likelihood of the actions weighted by ``exp(eta A)``, normalized
+        in each minibatch, without ratios (needs ``divergence_coef`` > 0)
     :param clip_center: the importance ratio that the clipped surrogate's range lies around: ``"behavior"``: 1, the
         policy that acted; ``"old"``: the ratio that the update began with, so that each update may move the policy as
         far for old data as for new (GePPO, Queeney et al. 2021, https://arxiv.org/abs/2111.00072). The same for the
@@ -112,9 +116,11 @@ class DAPO(Checkpoints, HubModel, PPO):
     :param allow_nonfinite_observations: let NaN and infinity in observations pass: for policies that mask them, or
         never read them
     :param optimize_memory_usage: keep each frame of stacked images once, instead of as often as it is stacked
-    :param fast: compute the Nature CNN and Adam in faster forms, equal within float tolerance. ``None``: unless the
-        settings are PPO's special case, which is equal bit for bit only in SB3's own forms
-    :param autocast: compute the Nature CNN in bfloat16. Pays on devices with units for it; slower on most CPUs
+    :param fast: compute networks, distributions, the gradient of the loss and Adam in faster forms, equal within float
+        tolerance. ``None``: unless the settings are PPO's special case, which is equal bit for bit only in SB3's own
+        forms
+    :param autocast: compute the features of images in bfloat16. ``None``: those of SB3's ``NatureCNN``, if ``fast``
+        is not False and a short trial shows that it pays on this CPU, as it does where there are units for it
     :param overlap: act for one half of the environments while the other half is emulated. Needs an
         :class:`~sb3_dapo.atari_vec_env.AtariVecEnv`; pays where cores are idle while the policy acts. Samples actions
         in another order, from the same policy
@@ -146,14 +152,14 @@ class DAPO(Checkpoints, HubModel, PPO):
     c_bar: float
     n_rollouts: int
     advantage: Literal["vtrace", "vtrace_gae", "gae"]
-    policy_loss: Literal["clip", "plain", "clip_augmented"]
+    policy_loss: Literal["clip", "plain", "clip_augmented", "marwil"]
     clip_center: Literal["behavior", "old"]
     exact_targets: bool
     nonfinite: Literal["raise", "skip"]
     allow_nonfinite_observations: bool
     optimize_memory_usage: bool
     fast: bool | None
-    autocast: bool
+    autocast: bool | None
     overlap: bool
     compile: bool
     _parameters_replaced = False  # since the last update, by others than the optimizer
@@ -196,14 +202,14 @@ class DAPO(Checkpoints, HubModel, PPO):
         c_bar: float = 1.0,
         n_rollouts: int = 1,
         advantage: Literal["vtrace", "vtrace_gae", "gae"] = "vtrace",
-        policy_loss: Literal["clip", "plain", "clip_augmented"] = "clip",
+        policy_loss: Literal["clip", "plain", "clip_augmented", "marwil"] = "clip",
         clip_center: Literal["behavior", "old"] = "behavior",
         exact_targets: bool = False,
         nonfinite: Literal["raise", "skip"] = "raise",
         allow_nonfinite_observations: bool = False,
         optimize_memory_usage: bool = False,
         fast: bool | None = None,
-        autocast: bool = False,
+        autocast: bool | None = None,
         overlap: bool = False,
         compile: bool = False,
     ) -> None:
@@ -252,6 +258,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         self._fixed = {name: getattr(self, name) for name in FIXED}
         self._applied_learning_rate = self.learning_rate
         self._own_controller: Controller | None = None
+        self._fused: FusedMlp | None = None
         self._tried_to_compile = False
         self._compiled_evaluate: Callable[..., tuple[th.Tensor, th.Tensor, th.Tensor | None]] | None = None
         self._apply_settings()
@@ -274,6 +281,9 @@ class DAPO(Checkpoints, HubModel, PPO):
         get_divergence(self.divergence).check_action_space(self.action_space)
         for name in ("observation_space", "action_space"):
             check(name, getattr(self, name), _starts_at_zero(getattr(self, name)), "a space that starts at 0")
+        if self.policy_loss == "marwil":
+            coef = self.divergence_coef
+            check("divergence_coef", coef, callable(coef) or coef > 0, "greater than 0, as policy_loss='marwil'")
         if self.advantage != "gae":
             check("rho_bar", self.rho_bar, self.rho_bar >= self.c_bar, f"at least `c_bar` ({self.c_bar})")
         if self.normalize_advantage:
@@ -310,8 +320,6 @@ class DAPO(Checkpoints, HubModel, PPO):
         coef = self.divergence_coef
         if isinstance(coef, Controller) and coef is not self._own_controller:
             self.divergence_coef = self._own_controller = deepcopy(coef)  # it adapts to one model
-        if isinstance(self.policy, FastCnn):
-            self.policy.autocast = self.autocast
         if self.overlap:
             check_overlap(self.env, self.use_sde)
         ring = self.rollout_buffer
@@ -354,6 +362,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         if self.compile and not self._tried_to_compile:
             self._tried_to_compile = True
             self._compile()
+        self._set_form()
         try:
             with self._collecting(callback):
                 source = env if isinstance(env, RolloutSource) else env.unwrapped
@@ -378,7 +387,8 @@ class DAPO(Checkpoints, HubModel, PPO):
         """
         acting_class = OverlappingPolicy if self.overlap else self.acting_policy_class
         if acting_class is None:
-            yield env
+            with nullcontext() if self._fused is None else self._fused.acting():
+                yield env
             return
         policy, acting = self.policy, acting_class(self.policy, env, self.rollout_buffer)
         self.policy = acting  # type: ignore[assignment]
@@ -449,36 +459,49 @@ class DAPO(Checkpoints, HubModel, PPO):
         ring.join()
 
         epoch_stats, all_taken = [], []
-        continue_training = True
-        for epoch in range(self.n_epochs):
-            self._update_targets(exact=self.exact_targets or (epoch == 0 and self._must_begin_exactly()))
-            if epoch == 0:
-                self._parameters_replaced = False
-                ring.begin_update()  # here, as exact targets have asked the policy for all values
-            all_stats = []
-            for samples in ring.get(self.batch_size):
-                values, log_prob, entropy = self._evaluate(samples)
-                loss, stats = dapo_loss(samples, values, log_prob, entropy, settings)
-                all_stats.append(stats)
-
-                if self.target_kl is not None:
-                    approx_kl = kl_terms(stats["update_log_ratio"]).mean().item()
-                    if approx_kl > 1.5 * self.target_kl:
-                        continue_training = False
-                        if self.verbose >= 1:
-                            print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
-                        break
-
-                is_taken = self._optimize(loss, parameters, samples)
-                ring.record_visit(samples.indices, values, log_prob, is_taken)
-                all_taken.append(is_taken)
-
-            epoch_stats.append(summarize(all_stats, settings))
-            self._n_updates += 1
-            if not continue_training:
-                break
+        try:
+            for epoch in range(self.n_epochs):
+                self._update_targets(exact=self.exact_targets or (epoch == 0 and self._must_begin_exactly()))
+                if epoch == 0:
+                    self._parameters_replaced = False
+                    ring.begin_update()  # here, as exact targets have asked the policy for all values
+                with np.errstate(all="ignore"):  # faults are looked for, and reported by name
+                    visits, taken = self._visit_all(parameters, settings)
+                self._record(visits[: len(taken)], taken)
+                all_taken += taken
+                epoch_stats.append(summarize(visits, settings))
+                self._n_updates += 1
+                if len(taken) < len(visits):
+                    if self.verbose >= 1:
+                        approx_kl = visits[-1].update_kl().item()
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
+                    break
+        finally:
+            if self._fused is not None:
+                self._fused.adam.finish()
         self._policy_version += 1
         self._log_update(epoch_stats, all_taken, settings)
+
+    def _visit_all(
+        self, parameters: list[th.nn.Parameter], settings: LossSettings
+    ) -> tuple[list[Visit], list[th.Tensor]]:
+        """
+        Take an optimizer step for each minibatch of an epoch.
+
+        :param parameters: of the policy
+        :param settings: of the loss
+        :return: the minibatches, and whether the steps were taken: that of the last is missing if ``target_kl`` forbade
+            it
+        """
+        visits: list[Visit] = []
+        taken: list[th.Tensor] = []
+        for samples in self.rollout_buffer.get(self.batch_size):
+            outputs = self._evaluate(samples)
+            visits.append(Visit.of(samples, outputs))
+            if self.target_kl is not None and visits[-1].update_kl().item() > 1.5 * self.target_kl:
+                break
+            taken.append(self._optimize(samples, outputs, parameters, settings))
+        return visits, taken
 
     def _loss_settings(self) -> LossSettings:
         """What the loss depends on in this update."""
@@ -501,6 +524,8 @@ class DAPO(Checkpoints, HubModel, PPO):
         :param samples: a minibatch
         :return: values, log-probs and entropies of the policy, each of shape ``(B,)``
         """
+        if self._fused is not None:
+            return self._fused.evaluate(samples.observations, samples.actions)
         # (targets without a gradient are not worth a second compilation)
         is_compiled = self._compiled_evaluate is not None and th.is_grad_enabled()
         evaluate = self._compiled_evaluate if is_compiled else self.policy.evaluate_actions
@@ -538,22 +563,53 @@ class DAPO(Checkpoints, HubModel, PPO):
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _optimize(self, loss: th.Tensor, parameters: list[th.nn.Parameter], samples: RolloutRingSamples) -> th.Tensor:
+    def _optimize(
+        self,
+        samples: RolloutRingSamples,
+        outputs: PolicyOutputs,
+        parameters: list[th.nn.Parameter],
+        settings: LossSettings,
+    ) -> th.Tensor:
         """
         Take an optimizer step, unless the loss or the gradient is not finite.
 
-        :param loss: of a minibatch
+        :param samples: a minibatch
+        :param outputs: what the policy says of it
         :param parameters: of the policy
-        :param samples: the minibatch, for the message
+        :param settings: of the loss
         :return: whether the step was taken, a bool on the device
         :raises NonFiniteError: if it was not and ``nonfinite`` is "raise"; from other devices than the CPU this is
             left to the end of the update, as each look at the result would wait for the device
         """
+        if self._fused is not None:
+            gradient = loss_gradient(samples, outputs[0].numpy(), outputs[1].numpy(), settings)
+            grad_norm = th.tensor(self._fused.step(*gradient, self.max_grad_norm))
+        else:
+            self.policy.optimizer.zero_grad()
+            if self._is_fast():
+                backward(samples, *outputs, settings)
+            else:
+                dapo_loss(samples, *outputs, settings)[0].backward()
+            grad_norm = self._take_step(parameters)
+        is_finite = th.isfinite(grad_norm)
+        if self.device.type == "cpu" and self.nonfinite == "raise" and not is_finite:
+            loss, _ = dapo_loss(samples, *outputs, settings)
+            raise NonFiniteError(
+                f"loss or gradient is not finite (loss {loss.item()}, gradient norm {grad_norm.item()})"
+                f"{self.rollout_buffer.describe_nonfinite(samples.indices)}"
+            )
+        return is_finite
+
+    def _take_step(self, parameters: list[th.nn.Parameter]) -> th.Tensor:
+        """
+        Take an optimizer step, unless the gradient is not finite.
+
+        :param parameters: of the policy, with gradients
+        :return: norm of the gradient, a scalar on the device
+        """
         optimizer = self.policy.optimizer
-        optimizer.zero_grad()
-        loss.backward()
         grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        is_finite = th.isfinite(loss.detach() + grad_norm)
+        is_finite = th.isfinite(grad_norm)
         if self.device.type != "cpu" and optimizer.param_groups[0].get("fused"):
             # The fused step reads this on the device, as it does for gradient scaling
             optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
@@ -561,12 +617,20 @@ class DAPO(Checkpoints, HubModel, PPO):
             del optimizer.found_inf  # type: ignore[attr-defined] # Adam's other forms refuse it
         elif is_finite:
             optimizer.step()
-        elif self.nonfinite == "raise":
-            raise NonFiniteError(
-                f"loss or gradient is not finite (loss {loss.item()}, gradient norm {grad_norm.item()})"
-                f"{self.rollout_buffer.describe_nonfinite(samples.indices)}"
-            )
-        return is_finite
+        return grad_norm
+
+    def _record(self, visits: list[Visit], taken: list[th.Tensor]) -> None:
+        """
+        Keep what the policy said of minibatches, all at once.
+
+        :param visits: of the minibatches of an epoch
+        :param taken: whether the optimizer's steps were taken
+        """
+        if visits:
+            parts = zip(*((x.samples.indices, x.values, x.log_prob) for x in visits), strict=True)
+            indices, values, log_probs = map(th.cat, parts)
+            sizes = th.tensor([len(x.values) for x in visits], device=values.device)
+            self.rollout_buffer.record_visit(indices, values, log_probs, th.stack(taken).repeat_interleave(sizes))
 
     def _scheduled(self, schedule: str, name: str | None = None) -> float:
         """
@@ -593,6 +657,20 @@ class DAPO(Checkpoints, HubModel, PPO):
     def _set_form(self) -> None:
         """Have the policy compute in the form, fast or SB3's own, that the settings ask for."""
         set_fast(self.policy, self._is_fast())
+        is_fused = self._is_fast() and self._compiled_evaluate is None and FusedMlp.suits(self.policy)
+        self._fused = FusedMlp(self.policy) if is_fused else None
+        if isinstance(self.policy, FastCnn):
+            before, self.policy.autocast = self.policy.autocast, self._is_autocast()
+            if self.verbose >= 1 and self.autocast is None and self.policy.autocast and not before:
+                print("Features are computed in bfloat16, which is faster here: `autocast=False` turns it off")
+
+    def _is_autocast(self) -> bool:
+        if self.autocast is not None:
+            return self.autocast
+        # Whether other networks bear it, their authors know
+        is_known = type(self.policy.features_extractor) is NatureCNN
+        can_try = is_known and self._is_fast() and self.device.type == "cpu"
+        return can_try and autocast_pays(self.policy, int(self.batch_size))
 
     def _is_fast(self) -> bool:
         is_special_case = self.n_rollouts == 1 and self.advantage == "gae" and not self._has_divergence()
@@ -658,6 +736,7 @@ class DAPO(Checkpoints, HubModel, PPO):
             "_fixed",
             "_applied_learning_rate",
             "_own_controller",
+            "_fused",
             "_tried_to_compile",
             "_compiled_evaluate",
         ]

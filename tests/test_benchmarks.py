@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,25 @@ for module in ("rl_zoo3", "rliable", "minatar"):
     pytest.importorskip(module)
 pytest.importorskip("fcntl", reason="the benchmarks lock their results with it")
 
+import gymnasium as gym  # noqa: E402
+from stable_baselines3 import PPO  # noqa: E402
+from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
+from stable_baselines3.common.monitor import Monitor  # noqa: E402
+from stable_baselines3.common.vec_env import DummyVecEnv  # noqa: E402
+
 from sb3_dapo import DAPO  # noqa: E402
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import geppo  # noqa: E402
 import report  # noqa: E402
 import rliable.metrics  # noqa: E402
 import run as scheduler  # noqa: E402
 import store  # noqa: E402
 import suites  # noqa: E402
 import tune  # noqa: E402
+import worker  # noqa: E402
 
 SCARCE = [(suite, regime) for suite in suites.SUITES for regime in ("scarce", "scarce16", "scarce32")]
 
@@ -48,18 +57,57 @@ def rows_of(run: store.Run, scores: list[float]) -> list[store.Row]:
 
 @pytest.mark.parametrize(("suite", "regime"), SCARCE)
 def test_every_algorithm_uses_each_sample_as_often_as_the_regime_says(suite: str, regime: str) -> None:
-    env = next(iter(suites.SUITES[suite].scores))
-    for name, algo in suites.ALGORITHMS.items():
+    env = suites.SUITES[suite].envs[0]
+    for name in suites.algorithms(suite):
+        algo = suites.ALGORITHMS[name]
+        if algo.published:
+            continue
         settings = suites.hyperparameters(suite, regime, env, name, tuned={})
         expected = 1 if algo.zoo_name == "a2c" else suites.SUITES[suite].regimes[regime].uses
+        assert expected is not None
+        # K rollouts are used a multiple of K times
+        expected -= expected % settings.get("n_rollouts", 1)
         assert suites.uses_per_sample(algo.zoo_name, settings) == expected, name
 
 
 def test_algorithms_of_a_suite_train_equally_long() -> None:
-    for suite, (env, _) in ((s, next(iter(suites.SUITES[s].scores.items()))) for s in suites.SUITES):
-        for regime in suites.SUITES[suite].regimes:
-            steps = {suites.hyperparameters(suite, regime, env, algo)["n_timesteps"] for algo in suites.ALGORITHMS}
+    for suite, described in suites.SUITES.items():
+        for regime in described.regimes:
+            steps = {
+                suites.hyperparameters(suite, regime, described.envs[0], algo)["n_timesteps"]
+                for algo in suites.algorithms(suite)
+            }
             assert len(steps) == 1
+
+
+def test_what_is_run_as_published_is_run_once_and_with_no_settings_of_ours() -> None:
+    runs = scheduler.ordered("mujoco", "scarce", ["Hopper-v5"], ["ppo", "sac", "geppo_published"], [1])
+    assert [(run.regime, run.algo) for run in runs] == [
+        ("scarce", "ppo"),
+        ("untuned", "sac"),
+        ("untuned", "geppo_published"),
+    ]
+    sac, zoo = (suites.hyperparameters("mujoco", "untuned", "Hopper-v5", algo) for algo in ("sac", "ppo_zoo"))
+    assert sac == {"policy": "MlpPolicy", "learning_starts": 10000, "n_timesteps": 300_000}
+    assert (zoo["learning_rate"], zoo["n_steps"], zoo["gamma"]) == (9.80828e-05, 512, 0.999)
+    # batches of 256, one per step
+    assert suites.uses_per_sample("sac", sac) == 256
+    with pytest.raises(ValueError, match="`algo` must be one of .* in minatar, got 'sac'"):
+        suites.hyperparameters("minatar", "scarce", "MinAtar/Asterix-v1", "sac")
+
+
+def test_the_kl_target_takes_what_was_tuned_but_for_the_coefficient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suites, "TUNED", tmp_path)
+    values = {"divergence_coef": 0.5, "learning_rate": "lin_0.002", "uses": 4}
+    tune.write_best(tmp_path / "minatar.yml", "scarce", "dapo_gae", values)
+    settings = suites.hyperparameters("minatar", "scarce", "MinAtar/Asterix-v1", "dapo_kl")
+    assert (settings["divergence_coef"], settings["learning_rate"]) == ("dual_0.03", "lin_0.002")
+    assert (settings["n_rollouts"], settings["n_epochs"]) == (2, 2)
+    tune.write_best(tmp_path / "minatar.yml", "scarce", "dapo_kl", {"divergence_coef": "dual_0.01"})
+    settings = suites.hyperparameters("minatar", "scarce", "MinAtar/Asterix-v1", "dapo_kl")
+    assert (settings["divergence_coef"], settings["learning_rate"]) == ("dual_0.01", "lin_0.001")
 
 
 def test_changes_of_an_algorithm_come_last() -> None:
@@ -254,11 +302,92 @@ def test_ablations_can_be_chosen_by_a_word(tmp_path: Path, capsys: Any, monkeypa
     assert "--ablations must be words of" in capsys.readouterr().err
 
 
+def test_the_final_score_is_of_whole_games_as_many_in_each_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first of three environments games take one step and score 1, in the others two steps and 2 and 3."""
+
+    class Games(DummyVecEnv):
+        def seed(self, seed: int | None = None) -> Sequence[int | None]:
+            seeds.append(seed)
+            return super().seed(seed)
+
+    class Manager:
+        seed = 7
+
+        def create_envs(self, n_envs: int, eval_env: bool, no_log: bool) -> Games:
+            assert eval_env and no_log
+            return Games([lambda i=i: Monitor(Counted(steps=min(i + 1, 2), score=i + 1.0)) for i in range(n_envs)])
+
+    monkeypatch.setattr(worker, "FINAL_ENVS", 3)
+    seeds: list[int | None] = []
+    model = PPO("MlpPolicy", Counted(1, 1.0), n_steps=8, batch_size=8, device="cpu")
+    # 2 games in each of 3 environments; the first that end would be those of the first
+    assert worker.final_score(Manager(), model, 6) == pytest.approx(2.0)  # type: ignore[arg-type]
+    assert seeds[0] == worker.FINAL_SEED + 7
+
+
+class Counted(gym.Env[np.ndarray, int]):
+    """Ends after some steps, and gives its score in the last."""
+
+    observation_space = gym.spaces.Box(0, 1, (1,))
+    action_space: gym.spaces.Discrete = gym.spaces.Discrete(2)
+
+    def __init__(self, steps: int, score: float) -> None:
+        self.steps, self.score = steps, score
+
+    def reset(self, **_: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        self.n_done = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.n_done += 1
+        is_over = self.n_done == self.steps
+        return np.zeros(1, np.float32), self.score * is_over, is_over, False, {}
+
+
+def test_the_learning_rate_of_geppo_falls_where_an_update_went_too_far() -> None:
+    model = DAPO(
+        "MlpPolicy",
+        "CartPole-v1",
+        n_steps=64,
+        n_rollouts=3,
+        batch_size=96,
+        n_epochs=3,
+        clip_range=0.1,
+        clip_center="old",
+        advantage="vtrace_gae",
+        divergence_coef=0.0,
+        learning_rate=0.02,
+        seed=0,
+        device="cpu",
+    )
+    rates, variations = [], []
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            if self.model._n_updates > 0:
+                ring = self.model.rollout_buffer  # type: ignore[attr-defined]
+                after, before, behavior = ring.latest_log_probs, ring.old_log_probs, ring.behavior_log_probs
+                kept = slice(0, ring.n_kept)
+                change = (after[kept] - behavior[kept]).exp() - (before[kept] - behavior[kept]).exp()
+                variations.append(float(change.abs().mean()) / 2)
+                rates.append(self.model.policy.optimizer.param_groups[0]["lr"])
+
+    model.learn(64 * 12, callback=[Watch(), geppo.AdaptiveLearningRate(factor=0.5)])
+    # the rate of an update is what those before it have left
+    too_far = np.array(variations) > 0.05
+    expected = 0.02 / 1.5 ** np.concatenate([[0], np.cumsum(too_far)[:-1]])
+    np.testing.assert_allclose(rates, expected)
+    assert 0 < too_far.sum() < len(too_far)
+
+
 # --- tuning -----------------------------------------------------------------------------------------------------------
 
 
 def test_all_algorithms_search_the_same_space() -> None:
-    spaces_of = {algo: tune.search_space("minatar", "scarce", algo) for algo in suites.ALGORITHMS}
+    spaces_of = {algo: tune.search_space("minatar", "scarce", algo) for algo in tune.TUNABLE}
     for algo, space in spaces_of.items():
         for name in set(space) & set(spaces_of["ppo_ent"]):
             assert space[name] == spaces_of["ppo_ent"][name], (algo, name)
@@ -266,6 +395,15 @@ def test_all_algorithms_search_the_same_space() -> None:
     assert common == {"learning_rate", "gae_lambda", "ent_coef", "uses", "clip_range"}
     assert set(spaces_of["vtrace"]) == common | {"n_rollouts"}
     assert set(spaces_of["dapo"]) == set(spaces_of["dapo_1step"]) == common | {"divergence_coef", "n_rollouts"}
+    # in continuous control without entropy bonus; a KL target is tried over the range of PPO's
+    of_ppo, of_kl = (tune.search_space("mujoco", "scarce", algo) for algo in ("ppo_target_kl", "dapo_kl"))
+    assert set(of_ppo) == common - {"ent_coef"} | {"target_kl"}
+    assert set(of_kl) == common - {"ent_coef", "clip_range"} | {"divergence_coef", "n_rollouts"}
+    assert of_kl["divergence_coef"] == of_ppo["target_kl"]
+    assert tune.as_hyperparameters("dapo_kl", {"learning_rate": 0.1, "divergence_coef": 0.02}) == {
+        "learning_rate": "lin_0.1",
+        "divergence_coef": "dual_0.02",
+    }
 
 
 def test_tuning_resumes_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,6 +519,83 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report.report(tmp_path, tmp_path / "figures", "minatar")
     assert path.read_text() == text
     assert {image.name: image.read_bytes() for image in (tmp_path / "figures").iterdir()} == figures
+
+
+def test_report_of_a_part_of_many_games_beside_what_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "REPS", 20)
+    report.plt.switch_backend("agg")
+    games = suites.SUITES["atari100k"].envs
+    assert len(games) == 26 and not set(suites.SUITES["atari100k"].tuning_envs) & set(games)
+    # PPO has been run on all but the last two, DAPO on the first five, V-trace on one
+    played = {"ppo": games[:24], "dapo_gae": games[:5], "dapo_kl": games[:5], "vtrace_gae": games[:1]}
+    rows = []
+    for algo, envs in played.items():
+        for env in envs:
+            low, high = suites.SUITES["atari100k"].scores[env]
+            rows += rows_of(store.Run("atari100k", "untuned", env, algo, 1), [low, low + (high - low) * 0.25])
+    store.write_csv(tmp_path / "atari100k.csv", store.COLUMNS, map(store.format_row, rows))
+    (tmp_path / "atari100k_published.csv").write_bytes((store.RESULTS / "atari100k_published.csv").read_bytes())
+
+    path = report.report(tmp_path, tmp_path / "figures", "atari100k")
+    assert path is not None
+    lines = path.read_text().splitlines()
+    # 24 games of one algorithm are more than 5 of three
+    (head,) = [line for line in lines if line.startswith("| Score")]
+    assert head == "| Score | PPO | *CURL* | *DrQ(eps)* | *PPO, Hafner et al. 2023* | *SPR* |"
+    alien = next(line for line in lines if line.startswith("| Alien"))
+    assert alien.split(" | ")[1:3] == [f"{227.8 + (7127.7 - 227.8) * 0.25:,.0f}", "711"]
+    assert "Not run on all of these environments yet: V-trace + GAE, no divergence, DAPO + GAE, " in "".join(lines)
+    assert any(
+        "IQM of all games: SPR 0.34, DrQ(eps) 0.28, CURL 0.11, PPO, Hafner et al. 2023 0.02." in x for x in lines
+    )
+
+
+def test_report_compares_kl_targets_with_the_constant_of_each_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "REPS", 20)
+    report.plt.switch_backend("agg")
+    assert report.recipe(tmp_path, tmp_path / "figures") is None
+    ranked = {
+        "dapo_gae": 0.5,
+        "dapo_kl": 0.6,
+        "dapo_kl+divergence_coef=adaptive_0.02": 0.4,
+        "dapo_kl+n_rollouts=1": 1.0,
+    }
+    ranked["dapo_gae+divergence_coef=1.0"] = 0.45
+    rows = []
+    for algo, normalized in ranked.items():
+        for env in ("HalfCheetah-v5", "Hopper-v5"):
+            low, high = suites.SUITES["mujoco"].scores[env]
+            for seed in (1, 2):
+                rows += rows_of(store.Run("mujoco", "untuned", env, algo, seed), [low, low + (high - low) * normalized])
+    store.write_csv(tmp_path / "mujoco.csv", store.COLUMNS, map(store.format_row, rows))
+    path = report.recipe(tmp_path, tmp_path / "figures")
+    assert path is not None
+    text = path.read_text()
+    assert "`mujoco`, untuned: HalfCheetah, Hopper." in text
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if "| mujoco" in line]
+    assert cells == [
+        ["mujoco", "constant", "0.3", "0.50", "1.00", "0.01", "2"],
+        ["mujoco", "constant", "1", "0.45", "0.90", "0.01", "2"],
+        ["mujoco", "dual ascent", "0.03", "0.60", "1.20", "0.01", "2"],
+        ["mujoco", "doubled or halved", "0.02", "0.40", "0.80", "0.01", "2"],
+    ]
+    assert (tmp_path / "figures" / "recipe.svg").is_file()
+
+
+def test_what_is_run_as_published_is_shown_beside_the_tuned(tmp_path: Path) -> None:
+    rows = []
+    for regime, algo in (("untuned", "ppo"), ("untuned", "sac"), ("scarce", "ppo")):
+        rows += rows_of(store.Run("mujoco", regime, "Hopper-v5", algo, 1), [1.0, 2.0])
+    store.write_csv(tmp_path / "mujoco.csv", store.COLUMNS, map(store.format_row, rows))
+    read = report.read_scores(tmp_path, "mujoco")
+    assert {(row.regime, row.algo) for row in read.itertuples()} == {
+        *(("untuned", "ppo"), ("untuned", "sac")),
+        *(("scarce", "ppo"), ("scarce", "sac")),
+    }
 
 
 def test_no_report_without_results(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -21,7 +22,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from sb3_dapo import DAPO, DIVERGENCES, AdaptiveController, Divergence
 from sb3_dapo.buffers import RolloutRingSamples
 from sb3_dapo.divergences import Tsallis
-from sb3_dapo.loss import LossSettings, dapo_loss
+from sb3_dapo.loss import LossSettings, backward, dapo_loss, loss_gradient
 
 POLICY_LOSSES = ["clip", "plain", "clip_augmented"]
 FLOATS = spaces.Box(-1, 1, (3,))
@@ -159,6 +160,22 @@ def check_gradient(setting: Setting) -> None:
     loss.backward()
     th.testing.assert_close(parameters.grad, setting.finite_differences(), rtol=1e-5, atol=1e-7)
     assert not any(value.requires_grad for value in stats.values())
+    check_written_gradient(setting, parameters.grad)
+
+
+def check_written_gradient(setting: Setting, expected: th.Tensor | None) -> None:
+    """The gradient that is written down, for tensors and for arrays, is the one that autograd finds."""
+    parameters = setting.at.clone().requires_grad_()
+    outputs = setting.policy(parameters)
+    backward(setting.samples, *outputs, setting.settings())
+    th.testing.assert_close(parameters.grad, expected, rtol=1e-9, atol=1e-12)
+    values, log_prob, _ = (x.detach() for x in outputs)
+    tensors = loss_gradient(setting.samples, values, log_prob, setting.settings())
+    arrays = loss_gradient(setting.samples, values.numpy(), log_prob.numpy(), setting.settings())
+    for tensor, array in zip(tensors[:2], arrays[:2], strict=True):
+        assert isinstance(array, np.ndarray)
+        np.testing.assert_allclose(array, tensor.numpy(), rtol=1e-9, atol=1e-15)
+    assert tensors[2] == arrays[2]
 
 
 @pytest.mark.parametrize("divergence_coef", [0.0, 0.7])
@@ -211,6 +228,17 @@ def test_entropy_without_closed_form() -> None:
     with_estimate, _ = dapo_loss(setting.samples, values, log_prob, None, setting.settings())
     without, _ = dapo_loss(setting.samples, values, log_prob, th.zeros_like(values), setting.settings())
     assert (with_estimate - without).item() == pytest.approx(log_prob.mean().item())
+
+    gradients = []
+    for written in (False, True):
+        parameters = setting.at.clone().requires_grad_()
+        values, log_prob, _ = setting.policy(parameters)
+        if written:
+            backward(setting.samples, values, log_prob, None, setting.settings())
+        else:
+            dapo_loss(setting.samples, values, log_prob, None, setting.settings())[0].backward()
+        gradients.append(parameters.grad)
+    th.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
 
 # --- whole updates, against a second implementation -----------------------------------------------
@@ -323,11 +351,14 @@ class Reference:
             if model.policy_loss == "clip_augmented":
                 advantages = advantages - coef * divergences
             surrogate = ratio * advantages
-            if model.policy_loss != "plain":
+            if model.policy_loss == "marwil":
+                weights = (advantages / coef).exp()
+                surrogate = weights / weights.mean() * log_prob
+            elif model.policy_loss != "plain":
                 center = (old_log_probs - behavior).exp() if model.clip_center == "old" else th.ones_like(ratio)
                 surrogate = th.min(surrogate, (ratio - center).clamp(-0.2, 0.2).add(center) * advantages)
             loss = -surrogate.mean() - model.ent_coef * entropy.mean()
-            if model.policy_loss != "clip_augmented":
+            if model.policy_loss not in ("clip_augmented", "marwil"):
                 loss = loss + coef * (ratio * divergences).mean()
             loss = loss + model.vf_coef * (ratio.detach().clamp(max=3) * (returns - values) ** 2).mean()
             self.policy.zero_grad()
@@ -343,6 +374,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one rollout": {"n_rollouts": 1},
     "plain": {"policy_loss": "plain", "divergence_coef": 1.0},
     "clip_augmented": {"policy_loss": "clip_augmented", "divergence_coef": 0.5},
+    "marwil": {"policy_loss": "marwil", "divergence_coef": 0.5},
     "centered on the old policy": {"clip_center": "old"},
     "clip_augmented, centered": {"policy_loss": "clip_augmented", "divergence_coef": 0.5, "clip_center": "old"},
     "lambda in the first step": {"advantage": "vtrace_gae", "gae_lambda": 0.6},
@@ -633,6 +665,16 @@ def test_arguments_are_not_given_twice(algo: type[DAPO], kwargs: dict[str, Any])
 def test_rho_bar_of_zero() -> None:
     """Nothing would be learned; the estimator refuses it, so the algorithm must when it is made."""
     check_refused("rho_bar", 0.0, lambda: DAPO("MlpPolicy", "CartPole-v1", rho_bar=0.0, c_bar=0.0))
+
+
+def test_temperature_of_zero(algo: type[DAPO]) -> None:
+    """MARWIL's loss divides by it; a schedule may end there."""
+    make = partial(make_model, algo, "MlpPolicy", "CartPole-v1", policy_loss="marwil")
+    check_refused("divergence_coef", 0.0, lambda: make(divergence_coef=0.0))
+    model = make(divergence_coef=lambda progress: max(progress - 0.5, 0.0))
+    model.learn(4 * 64)
+    assert model.divergence_coef(model._current_progress_remaining) == 0.0  # type: ignore[operator]
+    assert all(th.isfinite(x).all() for x in model.policy.parameters())
 
 
 @pytest.mark.parametrize("name", ["divergence_coef", "clip_range", "clip_range_vf", "learning_rate"])

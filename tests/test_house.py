@@ -15,7 +15,7 @@ FLOORS = [
         "faults",
         "arguments",
         "controllers",
-        "fast",
+        "distributions",
         "atari_vec_env",
         "minatar",
         "panels",
@@ -23,7 +23,8 @@ FLOORS = [
         "cli",
         "atari_scores",
     },
-    {"divergences", "policies", "presets"},
+    {"divergences", "fast", "fused", "presets"},
+    {"policies"},
     {"buffers"},
     {"loss", "acting", "checkpoint", "export"},
     {"hub"},
@@ -33,7 +34,9 @@ FLOORS = [
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-BELOW_DAPO = [path for path in FILES if FLOOR.get(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), 9) < 5]
+BELOW_DAPO = [
+    path for path in FILES if FLOOR.get(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), 9) < FLOOR["dapo"]
+]
 
 
 def room_of(path: Path) -> str:

@@ -174,8 +174,8 @@ class RolloutRecorder(RolloutBuffer):
         self._actions.write(self.pos, action)
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start
-        self.values[self.pos] = value.detach().cpu().numpy().flatten()
-        self.log_probs[self.pos] = log_prob.detach().cpu().numpy().flatten()
+        self.values[self.pos] = value.numpy(force=True).ravel()
+        self.log_probs[self.pos] = log_prob.numpy(force=True).ravel()
         for truncation in reversed(self._truncations):
             if truncation.step < self.pos:
                 break
@@ -192,7 +192,7 @@ class RolloutRecorder(RolloutBuffer):
         :param dones: whether the last step ended an episode, shape ``(N,)``
         """
         super().compute_returns_and_advantage(last_values, dones)
-        self._last_values = last_values.detach().cpu().numpy().flatten()
+        self._last_values = last_values.numpy(force=True).flatten()
         self._last_dones = np.array(dones, dtype=bool)
         if self._last_answer is not None:
             for key, following in parts(self._last_answer):

@@ -76,22 +76,9 @@ class RolloutRing(RolloutRecorder):
     """
 
     def __init__(
-        self,
-        buffer_size: int,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        device: th.device | str = "auto",
-        gae_lambda: float = 1,
-        gamma: float = 0.99,
-        n_envs: int = 1,
-        n_rollouts: int = 1,
-        optimize_memory_usage: bool = False,
-        sequence_length: int = 1,
-        n_sources: int = 1,
+        self, *args: Any, n_rollouts: int = 1, sequence_length: int = 1, n_sources: int = 1, **kwargs: Any
     ) -> None:
-        super().__init__(
-            buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs, optimize_memory_usage
-        )
+        super().__init__(*args, **kwargs)
         self.n_rollouts = n_rollouts
         self.n_sources = n_sources
         self.sequence_length = sequence_length
@@ -221,7 +208,7 @@ class RolloutRing(RolloutRecorder):
         :param indices: their positions, shape ``(B,)``
         :param values: V(s), shape ``(B,)``
         :param log_prob: log pi(a|s), shape ``(B,)``
-        :param is_taken: whether to keep it, a bool on the device; ``None`` for yes
+        :param is_taken: whether to keep it, bools on the device, shape ``(B,)`` or ``()``; ``None`` for yes
         """
         for latest, visited in ((self.latest_values, values), (self.latest_log_probs, log_prob)):
             latest = latest.view(-1)
@@ -358,19 +345,20 @@ class RolloutRing(RolloutRecorder):
         known = (self.behavior_log_probs, self.old_log_probs, self.old_values)
         targets = (self.kept_advantages, self.kept_returns, self.future_divergences)
         scalars = th.stack([x.view(-1)[:n_transitions] for x in (*known, *targets)])
-        for sequences in th.from_numpy(order).to(self.device).split(max(int(batch_size or n_transitions) // length, 1)):
-            indices = sequences
-            if length > 1:
-                indices = (sequences[:, None] * length + th.arange(length, device=self.device)).flatten()
+        n_each = max(int(batch_size or n_transitions) // length, 1)
+        all_sequences = all_indices = th.from_numpy(order).to(self.device)
+        if length > 1:
+            all_indices = (all_sequences[:, None] * length + th.arange(length, device=self.device)).flatten()
+        scalars = scalars.index_select(1, all_indices)
+        parts = (x.split(n_each * length, dim=-1) for x in (all_indices, scalars))
+        for sequences, indices, numbers in zip(all_sequences.split(n_each), *parts, strict=True):
             observations = {key: store.gather(indices) for key, store in self.observation_stores.items()}
             inputs = {
                 name: store.gather(indices if store.kept.shape[2] == self.buffer_size else sequences)
                 for name, store in self.input_stores.items()
             }
             actions = self.action_store.gather(indices)
-            yield RolloutRingSamples(
-                indices, self._from_dict(observations), actions, inputs, *scalars.index_select(1, indices)
-            )
+            yield RolloutRingSamples(indices, self._from_dict(observations), actions, inputs, *numbers)
 
     def explained_variance(self) -> float:
         """

@@ -17,7 +17,6 @@ from sb3_dapo.buffers import Rollout
 from sb3_dapo.checkpoint import get_random_states, set_random_states
 from sb3_dapo.dapo import DAPO
 from sb3_dapo.distributed.moments import Moments, count, moments_of, receive
-from sb3_dapo.fast import set_fast
 
 CPU = th.device("cpu")
 # What an actor's model has otherwise than the learner's
@@ -37,8 +36,9 @@ class Publication:
     version: int
     """Updates that the policy has seen."""
     parameters: dict[str, th.Tensor]
-    fast: bool | None
-    """Form that the policy computes in, where there are two."""
+    fast: bool
+    autocast: bool
+    """Form that the policy computes in."""
     statistics: VecNormalize | None
     n_merged: int
     """Moments of actors that are in the statistics."""
@@ -207,8 +207,7 @@ class Actor:
 
     def _receive(self, model: DAPO, publication: Publication) -> None:
         model.policy.load_state_dict(publication.parameters)
-        if publication.fast is not None and publication.fast != model.policy.fast:
-            set_fast(model.policy, publication.fast)
+        model.fast, model.autocast = publication.fast, publication.autocast
         model._policy_version = publication.version
         normalize = model.get_vec_normalize_env()
         if normalize is not None and publication.statistics is not None:

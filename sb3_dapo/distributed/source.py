@@ -176,7 +176,8 @@ class Source:
                 number=self._number,
                 version=model._policy_version,
                 parameters={name: tensor.cpu() for name, tensor in model.policy.state_dict().items()},
-                fast=getattr(model.policy, "fast", None),
+                fast=model._is_fast(),
+                autocast=bool(getattr(model.policy, "autocast", False)),
                 statistics=model.get_vec_normalize_env(),
                 n_merged=self._n_merged,
             )

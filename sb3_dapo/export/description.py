@@ -91,7 +91,7 @@ def _encode_object(value: Any) -> Any:
         return encode(value.val)
     if type(value) in OBJECTS.values():
         # A controller goes on from where it is
-        attributes = {name: "coefficient" if name == "initial" else name for name in arguments_of(type(value))}
+        attributes = {name: "coefficient" if name == "initial" else name for name in arguments_of(type(value))}  # type: ignore[arg-type]
         described = {name: encode(getattr(value, attribute)) for name, attribute in attributes.items()}
         return {"type": type(value).__name__, **described}
     raise ExportError(f"{short(value)} cannot be described")

@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_dapo.acting import ActingPolicy, PolicyOutput
 from sb3_dapo.buffers import RolloutRing
-from sb3_dapo.recurrent.policies import LstmPolicy
+from sb3_dapo.recurrent.policies import LstmPolicy, process_step
 
 
 class RecurrentActingPolicy(ActingPolicy):
@@ -30,9 +30,13 @@ class RecurrentActingPolicy(ActingPolicy):
         :param states: of the LSTM at its last observations, ``(N, C, n_layers, lstm_hidden_size)``
         """
         self.model = model
+        self.policy._process_sequence = process_step  # type: ignore[method-assign, assignment]
         self._step = -1  # that it has acted in last
         self._before = self._after = self.policy.split_states(th.as_tensor(states, device=self.policy.device))
         self._n_bootstrapped = 0
+
+    def finish(self) -> None:
+        vars(self.policy).pop("_process_sequence", None)
 
     @property
     def states(self) -> RNNStates:
