@@ -1,17 +1,21 @@
-# make train   install, train an agent on an Atari game, compare it with the random policy
+# make train   install, train an agent on an Atari game, show what it has learned
 # make test    run the tests (not those marked slow)
 # make check   ruff, black, mypy and the documentation, which must build without a warning
 # make docs    build the documentation in docs/_build/html
 # make clean   remove what the above have made, except logs/
 #
-# Other games, budgets and algorithms: make train ENV=PongNoFrameskip-v4 STEPS=2000000 ALGO=ppo SEED=1
+# Train PPO on as many steps too, and draw both: make train COMPARE=1
+# Other games, budgets, algorithms and seeds: make train ENV=BoxingNoFrameskip-v4 STEPS=200000 ALGO=ppo SEED=1
+# Millions of steps, for which settings for scarce data are not meant: make train STEPS=10000000 PRESET=
 # With actors in processes of their own: make train ACTORS=2
 
-ENV = RoadRunnerNoFrameskip-v4
-STEPS = 150000
+ENV = CrazyClimberNoFrameskip-v4
+STEPS = 100000
 ALGO = dapo
+PRESET = scarce
 SEED = 0
 ACTORS =
+COMPARE =
 
 PYTHON ?= python3
 VENV = .venv
@@ -21,11 +25,14 @@ LOGS = logs
 
 .PHONY: train test check docs clean
 
+TRAIN = --env $(ENV) -n $(STEPS) --seed $(SEED) $(if $(PRESET),--preset $(PRESET)) --verbose 0 --progress \
+	-f $(LOGS) -tb $(LOGS)/tensorboard --eval-freq $$(($(STEPS) / 8)) --n-eval-envs 5
+
 train: $(INSTALLED)
-	$(BIN)/sb3-dapo train --algo $(ALGO) --env $(ENV) -n $(STEPS) --seed $(SEED) --verbose 0 --progress \
-		-f $(LOGS) -tb $(LOGS)/tensorboard --eval-freq $$(($(STEPS) / 8)) --n-eval-envs 5 \
-		$(if $(ACTORS),--actors $(ACTORS))
-	$(BIN)/sb3-dapo report --algo $(ALGO) --env $(ENV) -f $(LOGS) --seed $(SEED)
+	$(BIN)/sb3-dapo train --algo $(ALGO) $(TRAIN) $(if $(ACTORS),--actors $(ACTORS))
+	$(if $(COMPARE),$(BIN)/sb3-dapo train --algo ppo $(TRAIN))
+	$(BIN)/sb3-dapo report --algo $(ALGO) --env $(ENV) -f $(LOGS) -n 10 --video
+	$(if $(COMPARE),$(BIN)/sb3-dapo compare --env $(ENV) --algos $(ALGO) ppo -f $(LOGS))
 
 # One thread for each of the two workers
 test: $(INSTALLED)

@@ -27,6 +27,8 @@ ALGO = ("--algo", DEFAULT_ALGO)
 PLOTS = ("--algos", DEFAULT_ALGO, "--exp-folders", LOG_FOLDER)
 COMMANDS = {
     "train": Command("cli", "train an agent, or search hyperparameters (-optimize)", ALGO),
+    "report": Command("report", "what an agent has learned: its score beside those of others, its curve, a video"),
+    "compare": Command("compare", "compare algorithms and settings: curves and scores, with intervals over seeds"),
     "enjoy": Command("cli", "watch a trained agent", (*ALGO, "--folder", LOG_FOLDER)),
     "record-video": Command("video", "record a trained agent as mp4 or GIF"),
     "plot": Command("plot", "draw score, divergence, KL, ratios and reuse of a run"),
@@ -35,7 +37,6 @@ COMMANDS = {
     "plot-from-file": Command("zoo_plots", "plot results saved by all-plots (rliable included)"),
     "benchmark": Command("cli", "evaluate every trained agent and write a table"),
     "random": Command("evaluation", "score of a uniform random policy, for reference"),
-    "report": Command("evaluation", "score of a trained agent beside the random policy's, and its learning curve"),
     "push-to-hub": Command("hub", "upload a trained agent to the Hugging Face Hub, with a model card"),
     "load-from-hub": Command("hub", "download an agent from the Hugging Face Hub into the log folder"),
 }

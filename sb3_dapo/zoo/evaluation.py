@@ -1,9 +1,7 @@
-"""Trained agents, and scores of whole games, unclipped, of them and of the uniform random policy."""
+"""Trained agents, and scores of whole games, unclipped, of them and of policies that have learned nothing."""
 
 import argparse
 import os
-import shutil
-import sys
 from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,8 +12,6 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from huggingface_sb3 import EnvironmentName
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -28,17 +24,20 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from sb3_dapo import DAPO
 from sb3_dapo.cli import DEFAULT_ALGO
 from sb3_dapo.maskable.acting import choice_sizes
-from sb3_dapo.zoo.exp_manager import ExperimentManager, read_statistics
+from sb3_dapo.zoo.exp_manager import ExperimentManager, native_kwargs, read_statistics
 from sb3_dapo.zoo.parsers import (
     BEST_MODEL,
     CHECKPOINT_PREFIX,
     add_env_arguments,
-    agent_parser,
     check_env,
     checkpoint_steps,
     positive,
     read_saved,
 )
+
+# Constant actions are tried where there are not more of them. Who does nothing may lose nothing: their games count as
+# they stand after so many steps
+MAX_CONSTANTS, MAX_CONSTANT_STEPS = 18, 5000
 
 Scores = npt.NDArray[np.float64]  # (n_episodes,)
 
@@ -112,8 +111,14 @@ def make_env(
 ) -> VecEnv:
     """
     The Zoo's `create_test_env`, without a window, and with the statistics of the model that will play, by default the
-    run's last. Without `stats_path`, the folder of the run's hyperparameters, neither normalized nor stacked.
+    run's last. Without `stats_path`, the folder of the run's hyperparameters, neither normalized nor stacked. Atari
+    games that are not rendered run in ale_py's C++ threads.
     """
+    native = None if kwargs or hyperparams.get("normalize") else native_kwargs(env_id, hyperparams, set(env_kwargs))
+    if native is not None:
+        from sb3_dapo.atari_vec_env import AtariVecEnv
+
+        return AtariVecEnv(env_id, n_envs, seed, **native, **env_kwargs)
     kwargs = {"should_render": False, "vec_env_cls": DummyVecEnv, "env_kwargs": env_kwargs, **kwargs}
     # The Zoo empties the hyperparameters
     env = create_test_env(env_id, n_envs, None, seed, hyperparams=deepcopy(hyperparams), **kwargs)
@@ -202,59 +207,35 @@ def random_scores(
     return evaluate(policy, env, n_episodes, deterministic=False)
 
 
-def report() -> None:
-    """The command `sb3-dapo report`."""
-    text = "Play whole games with a trained agent, compare its score with the uniform random policy's, and draw its "
-    parser = agent_parser(f"{text}learning curve from the evaluations made during training.", n_envs=8)
-    parser.add_argument("-n", "--n-episodes", help="number of episodes (default: 20)", type=positive, default=20)
-    args = parser.parse_args()
-    agent = Agent.of(args)
-    env_id = agent.env.gym_id
-    env = agent.make_env(args)
-    model = agent.load(args, env)
-    scores = evaluate(model, env, args.n_episodes, agent.is_deterministic)
-    random = random_scores(env_id, agent.hyperparams, agent.env_kwargs, args.n_envs, args.seed, args.n_episodes)
+def constant_scores(
+    env_id: str, hyperparams: dict[str, Any], env_kwargs: dict[str, Any], n_envs: int, seed: int
+) -> tuple[str, Scores] | None:
+    """
+    The best action to take all the time, and its scores in `n_envs` games, others than those that chose it. None where
+    actions are not single choices, or more than Atari's 18, or masked.
+    """
+    env = make_env(env_id, hyperparams, env_kwargs, 1, seed)
+    space, is_masked = env.action_space, is_masking_supported(env)
+    meanings = env.env_method("get_action_meanings")[0] if env.has_attr("get_action_meanings") else None
+    env.close()
+    if not isinstance(space, gym.spaces.Discrete) or space.n > MAX_CONSTANTS or is_masked:
+        return None
 
-    name, curve = args.algo.upper(), agent.folder / "learning_curve.png"
-    save_learning_curve(curve, agent.folder, f"{name} on {env_id}", scores, random, model.num_timesteps)
-    named = f"--algo {args.algo} --env {env_id} -f {args.folder}{agent.kind[1]}"
-    print(f"\n{env_id} after {model.num_timesteps:,} steps, score of whole games")
-    print(f"  {name:15} {summary(scores)}")
-    print(f"  {'random policy':15} {summary(random)}")
-    print(f"\n  {'model':15} {agent.model_path}")
-    print(f"  {'learning curve':15} {curve}")
-    if agent.train_args.get("tensorboard_log"):
-        print(f"  {'TensorBoard':15} {program('tensorboard')} --logdir {agent.train_args['tensorboard_log']}")
-    print("\nWatch it play:")
-    print(f"  {program('sb3-dapo')} enjoy {named} -n 5000")
-    print(f"  {program('sb3-dapo')} record-video {named} -n 2000\n")
+    def play(actions: npt.NDArray[Any], seed: int) -> Scores:
+        """Score of a game with each of the actions."""
+        env = make_env(env_id, hyperparams, env_kwargs, len(actions), seed)
+        env.reset()
+        scores = np.full(len(actions), np.nan)
+        for _ in range(MAX_CONSTANT_STEPS):
+            infos = env.step(actions)[3]
+            ended = [i for i, info in enumerate(infos) if "episode" in info and np.isnan(scores[i])]
+            scores[ended] = [infos[i]["episode"]["r"] for i in ended]
+            if not np.isnan(scores).any():
+                break
+        is_native = env.has_attr("episode_return")
+        so_far = env.get_attr("episode_return") if is_native else [sum(own) for own in env.get_attr("rewards")]
+        env.close()
+        return np.where(np.isnan(scores), so_far, scores)
 
-
-def program(name: str) -> str:
-    """How to call a command of this Python's environment from here."""
-    return name if shutil.which(name) else os.path.relpath(Path(sys.executable).with_name(name))
-
-
-def draw_evaluations(axes: Axes, run_path: Path, label: str) -> None:
-    """Draw mean and standard deviation of the score in each evaluation of a run."""
-    if (run_path / "evaluations.npz").is_file():
-        evaluations = np.load(run_path / "evaluations.npz")
-        steps, results = evaluations["timesteps"], evaluations["results"]  # (n_evaluations,), (., n_episodes)
-        mean, std = results.mean(axis=1), results.std(axis=1)
-        (line,) = axes.plot(steps, mean, marker="o", markersize=3, label=f"{label}, {results.shape[1]} episodes")
-        axes.fill_between(steps, mean - std, mean + std, alpha=0.2, color=line.get_color())
-
-
-def save_learning_curve(file: Path, run: Path, title: str, scores: Scores, random: Scores, num_timesteps: int) -> None:
-    """Draw the score in the evaluations during training, this agent's, and the random policy's."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    draw_evaluations(axes, run, "evaluation during training")
-    label = f"this agent, {len(scores)} episodes"
-    axes.errorbar(num_timesteps, scores.mean(), scores.std(), marker="s", capsize=4, label=label)
-    axes.axhline(random.mean(), color="grey", linestyle="--", label="uniform random policy")
-    axes.set(title=title, xlabel="Timesteps", ylabel="Score", xlim=(0, None))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(file, dpi=150)
+    best = space.start + np.argmax(play(np.arange(space.start, space.start + space.n), seed))
+    return (str(best) if meanings is None else meanings[best]), play(np.full(n_envs, best), seed + 1000)

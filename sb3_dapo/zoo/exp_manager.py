@@ -8,7 +8,7 @@ import shutil
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from contextlib import closing
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -31,8 +31,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sb3_dapo.arguments import SCHEDULED, arguments_of
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until, vec_normalize_of
-from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 from sb3_dapo.panels import TensorBoardPanels
+from sb3_dapo.presets import PRESETS, has_bfloat16, kind_of, parse_schedule
 from sb3_dapo.zoo.parsers import (
     ACTOR_OPTIONS,
     BEST_MODEL,
@@ -66,18 +66,19 @@ FIXED_BY_CHECKPOINT = (
 )
 
 
-def parse_schedule(name: str, text: str) -> SimpleLinearSchedule | Controller:
-    """What `lin_x` stands for, and for `divergence_coef` also `adaptive_x` and `dual_x`, with the target x."""
-    kinds: dict[str, Callable[[float], SimpleLinearSchedule | Controller]] = {"lin": SimpleLinearSchedule}
-    if name == "divergence_coef":
-        kinds |= {"adaptive": AdaptiveController, "dual": DualController}
-    kind, _, number = text.partition("_")
-    try:
-        return kinds[kind](float(number))
-    except (KeyError, ValueError) as error:
-        allowed = ", ".join(f"{kind}_x" for kind in kinds)
-        hint = "YAML reads 1e-3 as text: write 0.001 or !!float 1e-3"
-        raise ValueError(f"`{name}` must be a number or {allowed}, got {text!r} ({hint})") from error
+def preset_hyperparams(name: str, algo: str, env_id: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A preset's hyperparameters in an environment; for PPO those that it shares, and each step is used as often."""
+    with closing(gym.make(env_id, **env_kwargs)) as env:
+        kind = kind_of(env)
+    hyperparams = dict(PRESETS[name][kind])
+    if algo in CONF_FILES:
+        return hyperparams | ({"autocast": True} if kind == "atari" and has_bfloat16() else {})
+    allowed = {"n_envs", "normalize", *arguments_of(ALGOS[algo])}
+    if not {"n_epochs", "gae_lambda"} <= allowed:
+        raise ValueError(f"`--preset` is for ppo and {', '.join(CONF_FILES)}, got `--algo` {algo}")
+    # The clip range is SB3's default, as an entry for more steps may let it fall to 0
+    hyperparams |= {"n_epochs": hyperparams["n_epochs"] * hyperparams["n_rollouts"], "clip_range": 0.2}
+    return {name: value for name, value in hyperparams.items() if name in allowed}
 
 
 def check_keywords(algo_class: type, names: set[str], source: str) -> None:
@@ -98,6 +99,17 @@ def atari_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any] | None:
     if isinstance(wrapper, dict) and len(wrapper) == 1:
         ((wrapper, kwargs),) = wrapper.items()
     return kwargs if wrapper == f"{AtariWrapper.__module__}.{AtariWrapper.__name__}" else None
+
+
+def native_kwargs(env_id: str, hyperparams: dict[str, Any], env_kwargs: set[str]) -> dict[str, Any] | None:
+    """Arguments of the `AtariVecEnv` that hyperparameters ask for, None if it cannot be had; names of `env_kwargs`."""
+    wrapper_kwargs = atari_wrapper_kwargs(hyperparams)
+    if wrapper_kwargs is None or gym.spec(env_id).kwargs.get("frameskip") != 1:
+        return None
+    has_others = bool(hyperparams.get("vec_env_wrapper") or hyperparams.get("monitor_kwargs"))
+    if has_others or not (set(wrapper_kwargs) <= NATIVE_WRAPPER_KWARGS and env_kwargs <= NATIVE_ENV_KWARGS):
+        return None
+    return {**wrapper_kwargs, "n_stack": hyperparams.get("frame_stack") or 1}
 
 
 def changes(algo_class: type, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -230,6 +242,9 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.is_own_algo and zoo_kwargs.get("config") is None:
             self.config = CONF_FILES[algo]
         self.keep_config = vars(args).pop("keep_config", False)
+        if getattr(args, "preset", None) is not None and not self.keep_config:
+            preset = preset_hyperparams(args.preset, algo, self.env_name.gym_id, self.env_kwargs)
+            self.custom_hyperparams = preset | (self.custom_hyperparams or {})
         self.changed: list[str] = []
         self.checkpoint: Path | None = None
         resume: str = getattr(args, "resume", "")
@@ -363,16 +378,18 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         n_envs = hyperparams.get("n_envs", 1)
         if not isinstance(n_envs, int) or n_envs < 1:
             raise ValueError(f"`n_envs` must be an integer of at least 1, got {n_envs!r}")
-        native_kwargs = atari_wrapper_kwargs(hyperparams)
+        given, wrapper_kwargs = dict(hyperparams), atari_wrapper_kwargs(hyperparams)
         # The Zoo alone would pass the text of the divergence's coefficient on as it is
-        texts = {name: hyperparams.get(name) for name in SCHEDULED if self.is_own_algo}
-        schedules = {name: parse_schedule(name, text) for name, text in texts.items() if isinstance(text, str)}
+        names = [name for name in SCHEDULED if self.is_own_algo and isinstance(hyperparams.get(name), str)]
+        schedules = {name: parse_schedule(name, hyperparams[name], SimpleLinearSchedule) for name in names}
         hyperparams, env_wrapper, callbacks, vec_env_wrapper = super()._preprocess_hyperparams(hyperparams)
         check_keywords(ALGOS[self.algo], set(hyperparams) - NOISE, source=f"{self.config} or --hyperparams")
         if self._eval_env_kwargs_args is None:
             self.eval_env_kwargs = self.env_kwargs  # also those of the file, which the Zoo leaves out
-        if self._is_atari and native_kwargs is not None:
-            self._choose_native(native_kwargs, has_others=vec_env_wrapper is not None)
+        if wrapper_kwargs is not None and self._is_atari:
+            self._warn_of_frame_skips()
+        if self.vec_env_type in ("native", "auto"):
+            self.native_kwargs = native_kwargs(self.env_name.gym_id, given, {*self.env_kwargs, *self.eval_env_kwargs})
         if self.native_kwargs is None and self.vec_env_type == "native":
             allowed = ", ".join(sorted(NATIVE_WRAPPER_KWARGS | NATIVE_ENV_KWARGS))
             raise ValueError(
@@ -381,21 +398,15 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             )
         return {**hyperparams, **schedules}, env_wrapper, callbacks, vec_env_wrapper
 
-    def _choose_native(self, wrapper_kwargs: dict[str, Any], has_others: bool) -> None:
-        """Choose for a game under `AtariWrapper`, and tell if it skips frames, and maybe repeats actions, too."""
+    def _warn_of_frame_skips(self) -> None:
+        """Tell if a game under `AtariWrapper` skips frames, and maybe repeats actions, too."""
         env_id = self.env_name.gym_id
-        of_game = gym.spec(env_id).kwargs
-        kwargs = {"frameskip": 1, "repeat_action_probability": 0.0, **of_game, **self.env_kwargs}
+        kwargs = {"frameskip": 1, "repeat_action_probability": 0.0, **gym.spec(env_id).kwargs, **self.env_kwargs}
         if kwargs["frameskip"] != 1:
             made_for = no_frameskip_id(env_id) or "NoFrameskip-v4 games"
             skips = ", ".join(f"{name}={kwargs[name]}" for name in ("frameskip", "repeat_action_probability"))
             warning = f"{env_id} skips frames itself ({skips}) and AtariWrapper skips frames again. The hyperparameters"
             print(f"Warning: {warning} are made for {made_for}", file=sys.stderr)
-        is_plain = of_game.get("frameskip") == 1 and not (has_others or self.monitor_kwargs)
-        is_known = set(wrapper_kwargs) <= NATIVE_WRAPPER_KWARGS
-        is_known = is_known and {*self.env_kwargs, *self.eval_env_kwargs} <= NATIVE_ENV_KWARGS
-        if self.vec_env_type in ("native", "auto") and is_plain and is_known:
-            self.native_kwargs = wrapper_kwargs
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """The Zoo's, with all wrappers, or an AtariVecEnv."""
@@ -409,7 +420,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         from sb3_dapo.atari_vec_env import AtariVecEnv
 
         kwargs = {**self.native_kwargs, **(self.eval_env_kwargs if eval_env else self.env_kwargs)}
-        kwargs |= {"n_stack": self.frame_stack or 1, "monitor_dir": None if eval_env or no_log else self.save_path}
+        kwargs["monitor_dir"] = None if eval_env or no_log else self.save_path
         return self._maybe_normalize(AtariVecEnv(self.env_name.gym_id, n_envs, self.seed, **kwargs), eval_env)
 
     def _create_actors(self, n_envs: int) -> VecEnv:

@@ -26,10 +26,11 @@ from sb3_dapo.hub import card, repository
 from sb3_dapo.hub.card import Evaluation
 from sb3_dapo.hub.sharing import program
 from sb3_dapo.zoo.cli import replaced
-from sb3_dapo.zoo.evaluation import Agent, evaluate, random_scores, save_learning_curve
+from sb3_dapo.zoo.evaluation import Agent, evaluate, random_scores
 from sb3_dapo.zoo.exp_manager import atari_wrapper_kwargs
 from sb3_dapo.zoo.parsers import add_run_arguments, agent_parser, positive
 from sb3_dapo.zoo.registration import CONF_FILES
+from sb3_dapo.zoo.report import own_curve, save_learning_curve
 from sb3_dapo.zoo.video import record
 
 # The module: as an attribute of the package, the name is that of a function
@@ -94,9 +95,10 @@ def write_agent(folder: Path, agent: Agent, repo_id: ModelRepoId, args: argparse
     protocol = PROTOCOL.format(seed=args.seed, n_envs=args.n_envs, s="s" if args.n_envs > 1 else "")
     evaluation = Evaluation(scores, agent.is_deterministic, protocol, random)
     card.write_results(folder, evaluation)
-    if (agent.folder / "evaluations.npz").is_file():
-        title, curve = f"{agent.algo_class.__name__} on {env_id}", folder / repository.CURVE
-        save_learning_curve(curve, agent.folder, title, scores, random, model.num_timesteps)
+    curve = own_curve(agent)
+    if curve is not None:
+        title, lines = f"{agent.algo_class.__name__} on {env_id}", {"random actions": random.mean()}
+        save_learning_curve(folder / repository.CURVE, title, curve, scores, lines, model.num_timesteps)
     if not args.no_render:
         try:
             recorded = agent.make_env(args, render_mode="rgb_array")

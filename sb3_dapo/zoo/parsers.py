@@ -16,6 +16,7 @@ from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import ALGOS, StoreDict
 
 from sb3_dapo.cli import DEFAULT_ALGO, LOG_FOLDER
+from sb3_dapo.presets import PRESETS
 from sb3_dapo.zoo.registration import CONF_FILES
 
 # The Zoo's: `enjoy --load-checkpoint` looks for files of this name
@@ -24,19 +25,24 @@ CHECKPOINTS = f"{CHECKPOINT_PREFIX}_*_steps.zip"
 BEST_MODEL = "best_model.zip"
 
 
+def numbered_runs(log_path: Path, env_name: str) -> dict[int, Path]:
+    """The folders of an algorithm's runs in an environment, by their numbers in ascending order."""
+    named = re.compile(rf"{re.escape(env_name)}_(\d+)")
+    matches = {path: named.fullmatch(path.name) for path in log_path.glob("*") if path.is_dir()}
+    return dict(sorted((int(match[1]), path) for path, match in matches.items() if match))
+
+
 def find_run(log_path: Path, env_name: str, exp_id: int, file: str, hint: str) -> Path:
     """
     The folder of run number `exp_id` of an algorithm; 0: of the latest with the file that is needed, in whose name `*`
     stands for anything, -1: `log_path` itself. Refused if there is none, with the hint what to do.
     """
-    named = re.compile(rf"{re.escape(env_name)}_(\d+)")
-    folders = [path for path in log_path.glob("*") if path.is_dir()]
-    numbered = sorted((int(match[1]), path) for path in folders if (match := named.fullmatch(path.name)))
-    runs = [path for _, path in reversed(numbered)]
+    numbered = numbered_runs(log_path, env_name)
+    runs = list(reversed(numbered.values()))
     if exp_id != 0:
         runs = [log_path if exp_id < 0 else log_path / f"{env_name}_{exp_id}"]
         if not runs[0].is_dir():
-            others = f"of {env_name} there are: {', '.join(str(number) for number, _ in numbered) or 'none'}"
+            others = f"of {env_name} there are: {', '.join(map(str, numbered)) or 'none'}"
             raise ValueError(f"there is no run in {runs[0]}: choose another --exp-id ({others})")
     elif not runs:
         raise ValueError(f"there is no run of {env_name} in {log_path}: begin one with 'sb3-dapo train'")
@@ -142,6 +148,10 @@ class TrainParser(Parser):
         text = "go on with the latest run of --env from its newest checkpoint (see --save-freq), to the same total and "
         text += "with the same arguments unless others are given"
         super().add_argument("--resume", action="store_true", help=text)
+        text = (
+            "settings that go together, by the kind of environment: scarce, for few steps; for ppo those that it shares"
+        )
+        super().add_argument("--preset", choices=list(PRESETS), help=text)
         self._add_actors()
         given, _ = self.parse_known_args(args)
         if given.resume:
@@ -179,8 +189,8 @@ class TrainParser(Parser):
         """Make the arguments of the run the defaults, to which those that are given are added."""
         if given.algo not in CONF_FILES:
             self.error(f"--resume needs checkpoints of this package: --algo must be {' or '.join(CONF_FILES)}")
-        if given.trained_agent or given.optimize_hyperparameters:
-            name = "-i" if given.trained_agent else "-optimize"
+        new = {"-i": given.trained_agent, "-optimize": given.optimize_hyperparameters, "--preset": given.preset}
+        for name in [name for name, value in new.items() if value]:
             self.error(f"{name} begins anew: it cannot be given with --resume")
         env_name = EnvironmentName(given.env)
         hint = "`--resume` needs a run with checkpoints (--save-freq)"
@@ -191,9 +201,9 @@ class TrainParser(Parser):
             reason = f"the state of random generators is in the checkpoint, got {given.seed}"
             self.error(f"--seed must be that of the run with --resume, {seed}: {reason}")
         saved["env_kwargs"] = saved.get("env_kwargs") or read_saved(run, env_name, "config").get("env_kwargs")
-        new = {"resume", "log_folder"} | ({"verbose"} if given.progress else set())
-        new |= {"n_timesteps"} & set(given.hyperparams or {})
-        self.set_defaults(**{name: value for name, value in saved.items() if name not in new})
+        changed = {"resume", "log_folder"} | ({"verbose"} if given.progress else set())
+        changed |= {"n_timesteps"} & set(given.hyperparams or {})
+        self.set_defaults(**{name: value for name, value in saved.items() if name not in changed})
         return run
 
 

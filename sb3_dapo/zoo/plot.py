@@ -2,12 +2,14 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from huggingface_sb3 import EnvironmentName
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,7 +19,7 @@ from stable_baselines3.common.monitor import get_monitor_files
 from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, ts2xy, window_func
 
 from sb3_dapo.panels import ACTOR_PANELS, PANELS
-from sb3_dapo.zoo.evaluation import draw_evaluations
+from sb3_dapo.zoo.curves import EVALUATIONS, Curve, draw_mean, read_curve, runs_by_settings
 from sb3_dapo.zoo.exp_manager import EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path
 from sb3_dapo.zoo.parsers import add_run_arguments, find_run
 
@@ -31,10 +33,10 @@ FRAME_SKIPS = {
     "rl_zoo3.wrappers.FrameSkip": "skip",
 }
 
-Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # steps and values, shape (n_points,)
+Log = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # steps and values, shape (n_points,)
 
 
-def read_scalars(folder: Path) -> dict[str, Curve]:
+def read_scalars(folder: Path) -> dict[str, Log]:
     """Curve of every value in TensorBoard's event files."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
@@ -43,7 +45,7 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
     return {key: (np.array(point)[:, 0], np.array(point)[:, 1]) for key, point in points.items()}
 
 
-def read_episodes(run_path: Path, frame_skip: int) -> Curve:
+def read_episodes(run_path: Path, frame_skip: int) -> Log:
     """Steps so far at the end of each training episode, and its score; `Monitor` counts `frame_skip` frames a step."""
     if (run_path / EPISODES_FILE).is_file():
         episodes = read_csv(run_path / EPISODES_FILE)
@@ -65,10 +67,10 @@ def read_frame_skip(hyperparams: dict[str, Any]) -> int:
     return frame_skip
 
 
-def draw_curve(axes: Axes, curve: Curve, key: str) -> None:
+def draw_curve(axes: Axes, curve: Log, key: str) -> None:
     """Draw what is logged by the name `key`."""
     steps, values = curve
-    label = key.removeprefix("train/").removeprefix("distributed/")
+    label = key.rpartition("/")[2]
     if key in EXACT or len(steps) <= MAX_POINTS:
         axes.plot(steps, values, label=label)
     else:
@@ -78,9 +80,22 @@ def draw_curve(axes: Axes, curve: Curve, key: str) -> None:
         axes.set_yscale("log")  # a controller's: most of it would look like 0
 
 
-def plot_run(run_path: Path, tensorboard_path: Path, title: str, frame_skip: int = 1) -> Figure:
-    """Score, divergence, KL, ratios and reuse side by side, without panels of values that were not logged."""
-    curves = read_scalars(tensorboard_path)
+def mean_of(logs: list[Log], label: str) -> Curve:
+    """What several runs logged, at the same steps and smoothed."""
+    smooth = [window_func(*log, max(len(log[0]) // 50, 1), np.mean) for log in logs]
+    steps = np.linspace(max(log[0][0] for log in smooth), min(log[0][-1] for log in smooth), MAX_POINTS)
+    return Curve(label, steps, np.stack([np.interp(steps, *log) for log in smooth]))
+
+
+def plot_run(
+    run_path: Path, tensorboard_path: Path, title: str, frame_skip: int = 1, others: Sequence[Path] = ()
+) -> Figure:
+    """
+    Score, divergence, KL, ratios and reuse side by side, without panels of values that were not logged. With `others`,
+    runs of other seeds, means over all of them and their intervals.
+    """
+    logs = [read_scalars(tensorboard_path), *(read_scalars(Path(read_tensorboard_path(run))) for run in others)]
+    curves = {key: log for key, log in logs[0].items() if all(key in other for other in logs)}
     all_panels = PANELS | ACTOR_PANELS
     panels = {name: [key for key in keys if key in curves] for name, keys in all_panels.items() if name != "Score"}
     panels = {name: keys for name, keys in panels.items() if keys}
@@ -89,16 +104,25 @@ def plot_run(run_path: Path, tensorboard_path: Path, title: str, frame_skip: int
     figure = Figure(figsize=(4.6 * n_columns, 3.5 * n_rows), layout="constrained")
     figure.suptitle(title)
     all_axes = list(figure.subplots(n_rows, n_columns, sharex=True, squeeze=False).flat)
-    steps, scores = read_episodes(run_path, frame_skip)
-    if len(steps) > 0:
+    runs = [run_path, *others]
+    episodes = [read_episodes(run, frame_skip) for run in runs]
+    steps, scores = episodes[0]
+    if others and all(len(steps) > 0 for steps, _ in episodes):
+        draw_mean(all_axes[0], mean_of(episodes, "training"))
+    elif len(steps) > 0:
         window = max(len(steps) // 50, min(len(steps), 10))
         label = f"training, mean of {window} episodes"
         all_axes[0].scatter(steps, scores, s=3, alpha=0.25, linewidths=0, rasterized=True)
         all_axes[0].plot(*window_func(steps, scores, window, np.mean), label=label)
-    draw_evaluations(all_axes[0], run_path, "evaluation")
+    evaluated = [run for run in runs if (run / EVALUATIONS).is_file()]
+    if evaluated:
+        draw_mean(all_axes[0], read_curve("evaluation", evaluated), marker="o")
     for axes, (name, keys) in zip(all_axes, {"Score": [], **panels}.items(), strict=False):
         for key in keys:
-            draw_curve(axes, curves[key], key)
+            if others:
+                draw_mean(axes, mean_of([log[key] for log in logs], key.rpartition("/")[2]))
+            else:
+                draw_curve(axes, curves[key], key)
         axes.set_title(name, fontsize="medium", pad=20)
         axes.set(xlim=(0, None), xlabel="Timesteps")
         axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -114,7 +138,10 @@ def plot_run(run_path: Path, tensorboard_path: Path, title: str, frame_skip: int
 
 def plot() -> None:
     """The command `sb3-dapo plot`."""
-    text = "Draw how a run went, or goes: score, divergence, KL, ratios and reuse side by side."
+    text = (
+        "Draw how a run went, or goes: score, divergence, KL, ratios and reuse side by side. With runs of other seeds, "
+    )
+    text += "means over all with the same settings and their 95 %% intervals, unless --exp-id names one."
     parser = argparse.ArgumentParser(description=text)
     add_run_arguments(parser)
     parser.add_argument("-tb", "--tensorboard", help="folder with the run's event files (default: where it was logged)")
@@ -130,7 +157,21 @@ def plot() -> None:
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells what it leaves out of a resumed run
     hyperparams, _ = get_saved_hyperparams(str(run_path / args.env))
+    others = [] if args.exp_id != 0 or args.tensorboard else runs_alike(run_path, args.env)
     title = f"{args.algo.upper()} on {args.env.gym_id} ({run_path})"
+    if others:
+        title = f"{args.algo.upper()} on {args.env.gym_id}: mean of {len(others) + 1} runs, 95 % interval"
+        print(f"With {', '.join(map(str, others))}, the runs with the same settings")
     output = Path(args.output or run_path / "panels.png")
-    plot_run(run_path, tensorboard_path, title, read_frame_skip(hyperparams)).savefig(output, dpi=120, format="png")
+    figure = plot_run(run_path, tensorboard_path, title, read_frame_skip(hyperparams), others)
+    figure.savefig(output, dpi=120, format="png")
     print(f"Saved {output}")
+
+
+def runs_alike(run_path: Path, env: EnvironmentName) -> list[Path]:
+    """Other finished runs with the settings of a finished run, which have TensorBoard logs."""
+    groups = runs_by_settings(run_path.parent, env, TENSORBOARD_FILE)
+    alike = next((runs for _, runs in groups if run_path in runs), [])
+    finished = [run for run in alike if (run / f"{env}.zip").is_file()]
+    logged = [run for run in finished if any(Path(read_tensorboard_path(run)).glob("*tfevents*"))]
+    return [run for run in logged if run != run_path] if run_path in logged else []

@@ -1,7 +1,8 @@
 """The command `sb3-dapo record-video`: videos at the speed of the game, as mp4 and as GIF."""
 
 import argparse
-from contextlib import suppress
+import os
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,13 @@ class VideoRecorder(VecVideoRecorder):
 
     def _stop_recording(self) -> None:
         has_frames = len(self.recorded_frames) > 0
-        super()._stop_recording()
+        with open(os.devnull, "w") as devnull, redirect_stdout(devnull), redirect_stderr(devnull):
+            super()._stop_recording()  # it reports on every frame
         if self.gif and has_frames:
             from moviepy import VideoFileClip
 
             path = Path(self.video_path).with_suffix(".gif")
-            print(f"Saving GIF to {path}")
+            print(f"Saving GIF to {os.path.relpath(path)}")
             # GIFs count time in hundredths of a second
             fps = 100 / ceil(100 / min(self.frames_per_sec, MAX_GIF_FPS))
             with VideoFileClip(self.video_path) as clip:

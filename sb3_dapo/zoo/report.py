@@ -1,0 +1,142 @@
+"""The command `sb3-dapo report`: what an agent has learned, beside those who have learned nothing, and humans."""
+
+import csv
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rl_zoo3.utils import ALGOS
+
+from sb3_dapo.arguments import arguments_of
+from sb3_dapo.atari_scores import atari_scores
+from sb3_dapo.zoo.curves import EVALUATIONS, Curve, draw_curves, number, read_curve, text_curves
+from sb3_dapo.zoo.evaluation import Agent, Scores, constant_scores, evaluate, random_scores
+from sb3_dapo.zoo.parsers import agent_parser, positive
+from sb3_dapo.zoo.video import record
+
+SCORES_FILE = "scores.csv"
+BAR = 32  # characters
+
+
+def report() -> None:
+    """The command `sb3-dapo report`."""
+    text = "Play whole games with a trained agent, compare its score with those of random actions, of a constant "
+    text += "action and of a human, and draw the learning curve from the evaluations made during training."
+    parser = agent_parser(text, n_envs=8)
+    parser.add_argument("-n", "--n-episodes", help="number of episodes (default: 20)", type=positive, default=20)
+    text = "record a video of so many steps too (without a number: 300)"
+    parser.add_argument("--video", metavar="STEPS", help=text, type=positive, nargs="?", const=300)
+    args = parser.parse_args()
+    agent = Agent.of(args)
+    env_id, name = agent.env.gym_id, args.algo.upper()
+    print(f"Playing {args.n_episodes} games each with the agent and without")
+    env = agent.make_env(args)
+    model = agent.load(args, env)
+    steps = model.num_timesteps
+    played = {name: evaluate(model, env, args.n_episodes, agent.is_deterministic)}
+    settings = (env_id, agent.hyperparams, agent.env_kwargs, args.n_envs, args.seed)
+    played["random actions"] = random_scores(*settings, args.n_episodes)
+    constant = constant_scores(*settings)
+    if constant is not None:
+        played[f"always {constant[0]}"] = constant[1]
+    write_scores(agent.folder / SCORES_FILE, played, steps)
+    known = atari_scores(env_id)
+    lines = {who: scores.mean() for who, scores in list(played.items())[1:]} | ({"a human": known[1]} if known else {})
+
+    print(f"\n{env_id} after {steps:,} steps, score of whole games\n\n{bars(played, lines)}\n")
+    files = {"model": agent.model_path, "learning curve": agent.folder / "learning_curve.png"}
+    curve = own_curve(agent)
+    if curve is not None:
+        print(f"{text_curves([curve], lines)}\n")
+    save_learning_curve(files["learning curve"], f"{name} on {env_id}", curve, played[name], lines, steps)
+    if args.video is not None:
+        recorded = agent.make_env(args, render_mode="rgb_array")
+        videos = agent.folder / "videos"
+        files["video"] = videos / record(agent, model, recorded, videos, args.video).name
+    for what, path in files.items():
+        print(f"  {what:15} {path}")
+    print(f"\n{commands(agent, args.folder)}\n")
+
+
+def bars(played: Mapping[str, Scores], lines: Mapping[str, float]) -> str:
+    """Mean, standard error and number of games of each that played, and the means as bars; a human's last."""
+    means = {who: scores.mean() for who, scores in played.items()} | dict(lines)
+    low = min(*means.values(), 0.0)
+    unit = (max(*means.values(), 0.0) - low) / BAR or 1.0
+    text = []
+    for who, mean in means.items():
+        spread = f"+/- {number(played[who].std() / np.sqrt(len(played[who])))}" if who in played else ""
+        games = f"{len(played[who])} games" if who in played else ""
+        text.append(f"  {who:20} {number(mean):>9} {spread:12} {games:10} {'#' * round((mean - low) / unit)}".rstrip())
+    return "\n".join([*text, "  (+/-: standard error of the mean)"])
+
+
+def write_scores(path: Path, played: Mapping[str, Scores], steps: int) -> None:
+    """Keep the scores of all games as a table."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["player", "timesteps", "score"])
+        writer.writerows((who, steps, score) for who, scores in played.items() for score in scores)
+
+
+def own_curve(agent: Agent) -> Curve | None:
+    """The learning curve of the agent's run, if it was evaluated."""
+    return read_curve(agent.algo.upper(), [agent.folder]) if (agent.folder / EVALUATIONS).is_file() else None
+
+
+def save_learning_curve(
+    file: Path, title: str, curve: Curve | None, scores: Scores, lines: Mapping[str, float], steps: int
+) -> None:
+    """Draw the evaluations during training, this agent's score, and those of others as lines."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    label = f"this agent, {len(scores)} games: mean, standard error"
+    spread = scores.std() / np.sqrt(len(scores))
+    axes.errorbar(steps, scores.mean(), spread, color="black", marker="s", capsize=4, linestyle="none", label=label)
+    draw_curves(axes, [] if curve is None else [curve], lines)
+    axes.set_title(title)
+    figure.savefig(file, dpi=150)
+
+
+def commands(agent: Agent, folder: str) -> str:
+    """What to do next."""
+    env, steps = f"--env {agent.env.gym_id}", int(agent.train_args.get("n_timesteps", -1))
+    named = f"--algo {agent.algo} {env} -f {folder}"
+    other = "dapo" if agent.algo == "ppo" else "ppo"
+    budget, longer = (f" -n {steps}", f" -n {4 * steps}") if steps > 0 else ("", "")
+    rows = {
+        "watch": f"enjoy {named}{agent.kind[1]} -n 5000",
+        "film": f"record-video {named}{agent.kind[1]} -n 1000 --gif",
+        "see how it went": f"plot {named}",
+        "train longer": f"train {train_arguments(agent, agent.algo, folder)}{longer}",
+        f"compare with {other.upper()}": f"train {train_arguments(agent, other, folder)}{budget}",
+        "": f"compare {env} -f {folder}",
+        "share": f"push-to-hub {named}{agent.kind[1]} -orga YOUR_NAME_ON_THE_HUB",
+    }
+    text = [f"  {what:17} {program('sb3-dapo')} {command}" for what, command in rows.items()]
+    logs = agent.train_args.get("tensorboard_log")
+    text += [f"  {'TensorBoard':17} {program('tensorboard')} --logdir {logs}"] if logs else []
+    return "\n".join(["What next:", *text])
+
+
+def train_arguments(agent: Agent, algo: str, folder: str) -> str:
+    """Arguments of `train` that an algorithm is trained with as the agent was, besides the number of steps."""
+    args = agent.train_args
+    words = ["--algo", algo, "--env", agent.env.gym_id, "-f", folder, "--progress"]
+    for name in ("preset", "eval_freq", "n_eval_envs", "seed"):
+        words += [f"--{name.replace('_', '-')}", str(args[name])] if args.get(name) is not None else []
+    allowed = {"n_envs", "normalize", *arguments_of(ALGOS[algo])}
+    for name in ("hyperparams", "env_kwargs"):
+        given = {key: value for key, value in (args.get(name) or {}).items() if name != "hyperparams" or key in allowed}
+        words += [f"--{name.replace('_', '-')}", *(f"{key}:{value!r}" for key, value in given.items())] if given else []
+    return shlex.join(words)
+
+
+def program(name: str) -> str:
+    """How to call a command of this Python's environment from here."""
+    return name if shutil.which(name) else os.path.relpath(Path(sys.executable).with_name(name))
