@@ -4,7 +4,6 @@ from collections.abc import Callable
 from math import gcd
 from typing import Any
 
-import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv
@@ -112,10 +111,3 @@ def parse_schedule(
         allowed = ", ".join(f"{kind}_x" for kind in kinds)
         hint = "YAML reads 1e-3 as text: write 0.001 or !!float 1e-3"
         raise ValueError(f"`{name}` must be a number or {allowed}, got {text!r} ({hint})") from error
-
-
-def has_bfloat16() -> bool:
-    """:return: whether the device that is chosen by default has units for bfloat16, so that ``autocast`` pays"""
-    if th.cuda.is_available():
-        return bool(th.cuda.is_bf16_supported(including_emulation=False))
-    return th.cpu._is_avx512_bf16_supported() or th.cpu._is_amx_tile_supported()

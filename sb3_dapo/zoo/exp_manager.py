@@ -32,7 +32,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from sb3_dapo.arguments import SCHEDULED, arguments_of
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until, vec_normalize_of
 from sb3_dapo.panels import TensorBoardPanels
-from sb3_dapo.presets import PRESETS, has_bfloat16, kind_of, parse_schedule
+from sb3_dapo.presets import PRESETS, kind_of, parse_schedule
 from sb3_dapo.zoo.parsers import (
     ACTOR_OPTIONS,
     BEST_MODEL,
@@ -72,7 +72,7 @@ def preset_hyperparams(name: str, algo: str, env_id: str, env_kwargs: dict[str, 
         kind = kind_of(env)
     hyperparams = dict(PRESETS[name][kind])
     if algo in CONF_FILES:
-        return hyperparams | ({"autocast": True} if kind == "atari" and has_bfloat16() else {})
+        return hyperparams
     allowed = {"n_envs", "normalize", *arguments_of(ALGOS[algo])}
     if not {"n_epochs", "gae_lambda"} <= allowed:
         raise ValueError(f"`--preset` is for ppo and {', '.join(CONF_FILES)}, got `--algo` {algo}")
