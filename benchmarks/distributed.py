@@ -2,14 +2,13 @@
 What do actors cost, and what do they gain? Ratios to one process that does the same.
 
     python benchmarks/distributed.py            # results/distributed.csv, in less than 8 minutes
-    python benchmarks/distributed.py --report   # the ratios of what is there
+    python benchmarks/distributed.py --report   # only distributed.md, from the CSV file
 
 Every measurement is a process of its own, with a Ray of its own; those of a case take turns, several times round. CPU
 times are those of whole processes; on a machine that does other things the ratios of wall time mean nothing.
 """
 
 import argparse
-import csv
 import json
 import os
 import re
@@ -29,7 +28,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
-from store import stream_csv
+from store import Row, stream_csv, write_table
 
 from sb3_dapo import DAPO
 
@@ -170,23 +169,30 @@ def run(n_rounds: int) -> None:
         print(row, flush=True)
 
 
-def report() -> None:
-    """Print the ratios, and what they may be."""
+def table(rows: list[Row]) -> str:
+    """
+    :param rows: of the CSV file
+    :return: ratios to one process, and what they may be, as Markdown
+    """
     values: dict[tuple[str, int, str], list[float]] = defaultdict(list)
-    with CSV.open() as file:
-        for row in csv.DictReader(file):
-            for name in MEASURES:
-                values[row["case"], int(row["actors"]), name].append(float(row[name]))
+    for row in rows:
+        for name in MEASURES:
+            values[row["case"], int(row["actors"]), name].append(float(row[name]))
     medians = {key: statistics.median(numbers) for key, numbers in values.items()}
+    lines = [
+        "| environments | actors | env steps/s | an actor's CPU | the learner's, outside of updates | publishing |",
+        "|---|--:|--:|--:|--:|--:|",
+        "| *at most* | | | 1.15 | 0.25 | 2 % |",
+    ]
     for case, all_actors in ACTORS.items():
         alone, cpu = medians[case, 0, "steps_per_second"], medians[case, 0, "collect_cpu"]
         for n in all_actors[1:]:
-            print(
-                f"{case}, {n} actors: an actor's CPU {medians[case, n, 'actor_cpu'] / cpu:.2f} (at most 1.15), the "
-                f"learner's outside of updates {medians[case, n, 'learner_cpu'] / cpu:.2f} (at most 0.25), publishing "
-                f"{medians[case, n, 'publish_share']:.1%} (at most 2 %), steps per second "
-                f"{medians[case, n, 'steps_per_second'] / alone:.2f} times one process"
+            speed, actor, learner = (
+                medians[case, n, name] for name in ("steps_per_second", "actor_cpu", "learner_cpu")
             )
+            cells = [f"{speed / alone:.2f}", f"{actor / cpu:.2f}", f"{learner / cpu:.2f}"]
+            lines.append(f"| {case} | {n} | {' | '.join(cells)} | {medians[case, n, 'publish_share']:.1%} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -200,7 +206,7 @@ def main() -> None:
         return
     if not args.report:
         run(args.rounds)
-    report()
+    write_table(CSV, table)
 
 
 if __name__ == "__main__":
