@@ -3,6 +3,8 @@
 import json
 import re
 import runpy
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +159,20 @@ def test_tune(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*Overriding environment")
-def test_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("minatar")
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
+    shown: list[bytes] = []
+    # What the notebook, and matplotlib once it is there, ask of IPython
+    notebook, display = types.ModuleType("IPython"), types.ModuleType("IPython.display")
+    vars(notebook).update(get_ipython=lambda: None, version_info=(9, 0))
+    vars(display).update(Image=bytes, display=shown.append)
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
     cells = json.loads((EXAMPLES / "minatar.ipynb").read_text())["cells"]
     settings, *code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     names: dict[str, Any] = {}
@@ -171,16 +180,22 @@ def test_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     names["STEPS"], names["SEEDS"] = 2_048, 1
     for source in code:
         exec(source, names)
-    assert len(capsys.readouterr().out.splitlines()) == 2
-    score, kl = plt.gcf().axes
+    *scores, loaded = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in scores] == ["DAPO, seed 0", "PPO, seed 0"]
+    assert loaded == "The loaded agent acts as the original: True"
+    assert shown[0].startswith(b"GIF89a") and (folder / "minatar_breakout/policy.safetensors").is_file()
+    (axes,) = plt.gcf().axes
     # A line for the mean and one for the run
-    assert [len(axes.lines) for axes in (score, kl)] == [4, 6]
-    assert all(len(line.get_xdata()) == 2 for line in (*score.lines, *kl.lines))
+    assert [line.get_label() for line in axes.lines[::2]] == ["DAPO", "PPO"] and len(axes.lines) == 4
+    for line, (_, steps, games) in zip(
+        axes.lines[::2], (names["runs"][name][0] for name in ("DAPO", "PPO")), strict=True
+    ):
+        assert line.get_ydata()[-1] == pytest.approx(games[steps <= 2_048][-100:].mean())
     plt.close("all")
     # What is shown on the page was made by the code beside it
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert (EXAMPLES / "minatar.ipynb").stat().st_size < 200_000
+    assert {"image/png", "image/gif"} <= {kind for output in outputs for kind in output.get("data", {})}
+    assert (EXAMPLES / "minatar.ipynb").stat().st_size < 300_000
 
 
 def test_recurrent(capsys: pytest.CaptureFixture[str]) -> None:
