@@ -410,6 +410,63 @@ def versions(rows: Sequence[Row]) -> str:
     return "Versions: " + ", ".join(unique) + "."
 
 
+def tasks_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """
+    :param rows: of several tasks
+    :return: the rows of each
+    """
+    keys = {name: (task["env_id"], task["n_envs"]) for name, task in DEFAULT_TASKS.items()}
+    found = {name: [row for row in rows if (row["env_id"], row["n_envs"]) == key] for name, key in keys.items()}
+    return {name: own for name, own in found.items() if own}
+
+
+def defaults_table(rows: Sequence[Row]) -> str:
+    """
+    :param rows: of the tasks without switches
+    :return: a Markdown table
+    """
+    lines = [
+        "| | | steps/s | ratio to SB3 PPO | collecting, s | updating, s | share of the limit | peak memory, MB |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: |",
+    ]
+    for task, own in tasks_of(rows).items():
+        groups = group(own, "contestant")
+        limit, baseline = limit_s(groups.pop(MACHINE)), median(groups[BASELINE], "steps_per_s")
+        for name, runs in sorted(groups.items(), key=lambda item: -median(item[1], "steps_per_s")):
+            speed, seconds = median(runs, "steps_per_s"), [median(runs, x) for x in ("collect_s", "update_s")]
+            cells = [task, name, f"{speed:,.0f}", f"{speed / baseline:.2f}", *(f"{x:.2f}" for x in seconds)]
+            cells += [f"{limit / median(runs, 'iteration_s'):.0%}", f"{median(runs, 'peak_mb'):,.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+            task = ""
+    return "\n".join(lines)
+
+
+def draw_defaults(rows: Sequence[Row]) -> None:
+    """
+    :param rows: of the tasks without switches
+    """
+    tasks = tasks_of(rows)
+    figure, axes = plt.subplots(figsize=(7, 3.6), facecolor="white")
+    place, places = 0.0, []
+    for task, own in reversed(tasks.items()):
+        groups = group(own, "contestant")
+        names = [name for name in ("sbx PPO", BASELINE, "DAPO", "DAPO, native") if name in groups]
+        begin = place
+        for name in names:
+            speed = median(groups[name], "steps_per_s") / median(groups[BASELINE], "steps_per_s")
+            color = "#d62728" if name.startswith("DAPO") else "#bdbdbd" if name.startswith("sbx") else "#636363"
+            axes.barh(place, speed, 0.85, color=color)
+            axes.text(speed + 0.02, place, f"{name}, {speed:.2f}", va="center", fontsize=8)
+            place += 1
+        places.append(((begin + place - 1) / 2, task.replace(", ", "\n")))
+        place += 0.7
+    axes.set_yticks([place for place, _ in places], [task for _, task in places], fontsize=8)
+    axes.set_xlim(0, 2.7)
+    axes.set_xlabel("env steps per second of training, times SB3's PPO", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, "throughput_defaults")
+
+
 def draw_comparison(rows: Sequence[Row], title: str) -> None:
     """
     :param rows: of a comparison
@@ -500,17 +557,17 @@ def report(results: Path) -> None:
                 versions(rows),
                 f"![Seconds for 1,024 steps](../../docs/figures/throughput_{device}.svg)",
             ]
-        small = read(results / f"throughput_{device}_defaults.csv")
-        for name, task in DEFAULT_TASKS.items():
-            if rows := [row for row in small if (row["env_id"], row["n_envs"]) == (task["env_id"], task["n_envs"])]:
-                settings = f"{task['n_steps']} steps, {task['n_epochs']} epochs, minibatches of {task['batch_size']}"
-                parts += [f"### {name}", f"{settings}.", table(rows), versions(rows)]
         if rows := read(results / f"throughput_{device}_sweep.csv"):
             draw_sweep(rows, f"{rows[0]['env_id']}, {describe(rows)}")
             parts.append(f"![Milliseconds per step](../../docs/figures/throughput_{device}_sweep.svg)")
     text = "\n\n".join(parts)
     (results / "throughput.md").write_text(text + "\n")
     print(text)
+    if rows := read(results / "throughput_cpu_defaults.csv"):
+        text = f"{defaults_table(rows)}\n\n{describe(rows)}. {versions(rows)}"
+        (results / "throughput_defaults.md").write_text(text + "\n")
+        print(text)
+        draw_defaults(rows)
 
 
 def main() -> None:
