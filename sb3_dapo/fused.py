@@ -6,6 +6,7 @@ operation, to record and to undo it, than to compute it.
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -271,12 +272,32 @@ class FusedMlp:
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """Context in which a call of the policy is answered from here."""
-        self.policy.forward = self.act
+        """Context in which a call of the policy for acting is answered from here."""
+        self.policy.forward = FusedForward(self)
         try:
             yield
         finally:
             del self.policy.forward
+
+
+class FusedForward:
+    """
+    Stands for a policy's ``forward``. Who wants gradients or the mode gets the policy's own, and copies of the policy
+    have theirs.
+    """
+
+    def __init__(self, fused: FusedMlp) -> None:
+        self.fused = fused
+
+    def __call__(self, observations: PyTorchObs, deterministic: bool = False, **kwargs: Any) -> Any:
+        if deterministic or th.is_grad_enabled():
+            policy = self.fused.policy
+            return type(policy).forward(policy, observations, deterministic, **kwargs)
+        return self.fused.act(observations, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+        policy = memo[id(self.fused.policy)]
+        return MethodType(type(policy).forward, policy)
 
 
 class FlatAdam:

@@ -1,6 +1,7 @@
 """Small networks in NumPy, and distributions without PyTorch's, compute what SB3's forms do, within float tolerance."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -161,13 +162,32 @@ def test_acts_as_sb3(actions: str) -> None:
     policy = make_policy(actions)
     observations, _ = some_data(actions, 6, th.float32)
     th.manual_seed(1)
-    with FusedMlp(policy).acting():
+    with FusedMlp(policy).acting(), th.no_grad():
         ours = policy(observations)
     set_fast(policy, False)
     assert type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
     th.manual_seed(1)
     for x, y in zip(ours, policy(observations), strict=True):
         th.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_a_policy_that_acts_is_still_the_policy() -> None:
+    """To callbacks that call it or copy it meanwhile."""
+    policy = make_policy("Box")
+    observations, _ = some_data("Box", 6, th.float32)
+    with FusedMlp(policy).acting():
+        copied = deepcopy(policy)
+        values = policy(observations)[1]
+        mode = policy(observations, True)[0]
+        with th.no_grad():
+            assert not policy(observations)[1].requires_grad
+    assert values.requires_grad
+    assert th.equal(mode, policy(observations, deterministic=True)[0])
+    with th.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+        assert th.equal(copied(observations)[1], th.zeros(6, 1))
+        assert not th.equal(policy(observations)[1], th.zeros(6, 1))
 
 
 class Negative(FlattenExtractor):

@@ -75,8 +75,10 @@ def main() -> None:
         curve = [speedup(collect, learn, n) for n in N_ACTORS]
         axes.plot(N_ACTORS, curve, color=color, label=label)
         axes.plot(measured.keys(), measured.values(), "o", color=color, markersize=5)
-        print(f"{case}: {collect * 1e3:.3g} ms to collect and {learn * 1e3:.3g} ms to learn from a transition; speedups",
-              *(f"{n}: {value:.1f}" for n, value in zip(N_ACTORS, curve, strict=True)))
+        print(
+            f"{case}: {collect * 1e3:.3g} ms to collect and {learn * 1e3:.3g} ms to learn from a transition; speedups",
+            *(f"{n}: {value:.1f}" for n, value in zip(N_ACTORS, curve, strict=True)),
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     ticks = mpl.ticker.FormatStrFormatter("%g")
