@@ -73,10 +73,12 @@ def dapo_loss(
     """
     The loss of a minibatch: policy (eq. 7, divided by eta), entropy and value.
 
-    :param samples: the minibatch, or several, ``(..., B)``
-    :param values: V(s) of the policy being trained, ``(..., B)``
-    :param log_prob: log pi(a|s), ``(..., B)``
-    :param entropy: entropy of pi(.|s), ``(..., B)``, or None if it has no closed form
+    All numbers have the shape ``(B,)``, or ``(..., B)`` for several minibatches.
+
+    :param samples: the minibatch
+    :param values: V(s) of the policy being trained
+    :param log_prob: log pi(a|s)
+    :param entropy: entropy of pi(.|s), or None if it has no closed form: then minus log pi(a|s) stands for it
     :param settings: how to compute it
     :return: the loss, shape ``(...)``, and what :func:`summarize` makes the statistics of
     """
@@ -84,30 +86,25 @@ def dapo_loss(
     ratio = importance_ratios(log_prob, samples.behavior_log_prob)
 
     # D is a constant for the gradient; its first term is that of the policy as it is now
-    f = settings.divergence(log_prob.detach(), samples.behavior_log_prob)
-    divergences = f + samples.future_divergence
+    divergences = settings.divergence(log_prob.detach(), samples.behavior_log_prob) + samples.future_divergence
     divergence_loss = (ratio * divergences).mean(dim=-1)
 
     if settings.policy_loss == "clip_augmented":
         advantages = advantages - settings.divergence_coef * divergences
-    policy_loss = -(advantages * ratio).mean(dim=-1)
-    if settings.policy_loss == "marwil":
+    if settings.policy_loss == "plain":
+        policy_loss = -(advantages * ratio).mean(dim=-1)
+    elif settings.policy_loss == "marwil":
         policy_loss = -(marwil_weights(advantages, settings.divergence_coef) * log_prob).mean(dim=-1)
-    elif settings.policy_loss != "plain":
-        clipped_ratio = th.clamp(ratio, 1 - settings.clip_range, 1 + settings.clip_range)
-        if settings.clip_center == "old":
-            center = importance_ratios(samples.old_log_prob, samples.behavior_log_prob)
-            clipped_ratio = th.clamp(ratio, center - settings.clip_range, center + settings.clip_range)
-        policy_loss = -th.min(advantages * ratio, advantages * clipped_ratio).mean(dim=-1)
+    else:
+        policy_loss = clipped_surrogate(samples, advantages, ratio, settings)
 
     if settings.clip_range_vf is not None:
-        change = th.clamp(values - samples.old_values, -settings.clip_range_vf, settings.clip_range_vf)
-        values = samples.old_values + change
+        limit = settings.clip_range_vf
+        values = samples.old_values + th.clamp(values - samples.old_values, -limit, limit)
     weights = ratio.detach().clamp(max=MAX_VALUE_WEIGHT) if settings.weights_values else 1.0
     value_loss = (weights * (samples.returns - values) ** 2).mean(dim=-1)
     if values.dim() == 1 and not settings.weights_values:
         value_loss = F.mse_loss(samples.returns, values)  # the same, and for PPO's special case to the last bit
-    # Approximate entropy when there is no analytical form
     entropy_loss = -(-log_prob if entropy is None else entropy).mean(dim=-1)
 
     loss = policy_loss + settings.ent_coef * entropy_loss + settings.vf_coef * value_loss
@@ -125,6 +122,17 @@ def dapo_loss(
         "update_log_ratio": log_prob - samples.old_log_prob,
     }
     return loss, {name: value.detach() for name, value in stats.items()}
+
+
+def clipped_surrogate(
+    samples: RolloutRingSamples, advantages: th.Tensor, ratio: th.Tensor, settings: LossSettings
+) -> th.Tensor:
+    """:return: PPO's loss of the policy, for a range around 1 or around the ratio that the update began with"""
+    center: th.Tensor | float = 1.0
+    if settings.clip_center == "old":
+        center = importance_ratios(samples.old_log_prob, samples.behavior_log_prob)
+    clipped = th.clamp(ratio, center - settings.clip_range, center + settings.clip_range)  # type: ignore[arg-type]
+    return -th.min(advantages * ratio, advantages * clipped).mean(dim=-1)
 
 
 def backward(
