@@ -606,6 +606,9 @@ def ablation_section(rows: pd.DataFrame, suite: str, regime: str, figures: Path,
         # On all environments, unless more algorithms have been run on the few
         tried = [(envs, score_arrays(own, algos, envs)) for envs in (all_envs, few)]
         envs, scores = max(tried, key=lambda found: len(found[1]))
+        if len(scores) < 2 and not own.empty:  # the runs have but begun
+            envs = complete_envs(own, suite)
+            scores = score_arrays(own, algos, envs)
         # Algorithms without changes are compared in the table of the regime
         if len(scores) > 1 and any("+" in algo for algo in scores):
             own = own[own.env.isin(envs)]
