@@ -279,7 +279,8 @@ def test_lag_is_bounded_and_nobody_starves(three: ActorVecEnv, n_rollouts: int) 
     model = make_model(DAPO, "MlpPolicy", three, n_steps=N_STEPS, n_rollouts=n_rollouts, n_epochs=1)
     model.learn(8 * 3 * N_STEPS * N_ENVS, callback)
     counts = np.subtract(three._source.counts, before)
-    assert counts.max() - counts.min() <= 1
+    # With K > 1 an actor that is held up may be replaced by others
+    assert counts.max() - counts.min() <= (1 if three._source.sync else n_rollouts)
     lag = 0 if three._source.sync else 1
     assert [logged["lag_max"] for logged in callback.logged[1:]] == [lag] * (len(callback.logged) - 1)
     last = callback.logged[-1]
