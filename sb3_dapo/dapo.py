@@ -680,7 +680,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         if self.autocast is not None:
             return self.autocast
         # Whether other networks bear it, their authors know
-        is_known = type(self.policy.features_extractor) is NatureCNN
+        is_known = type(self.policy.features_extractor) is NatureCNN and self.policy.share_features_extractor
         can_try = is_known and self._is_fast() and self.device.type == "cpu"
         return can_try and autocast_pays(self.policy, int(self.batch_size))
 

@@ -78,6 +78,11 @@ LEAN: dict[type[Distribution], type[Distribution]] = {
 PLAIN = {lean: plain for plain, lean in LEAN.items()}
 
 
+def is_lean(policy: ActorCriticPolicy) -> bool:
+    """:return: whether a policy has a lean distribution"""
+    return type(getattr(policy, "action_dist", None)) in PLAIN
+
+
 def set_lean(policy: ActorCriticPolicy, lean: bool) -> None:
     """
     :param policy: a policy, which may have a distribution of its own: that stays

@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch.nn import functional as F
 
-from sb3_dapo.distributions import set_lean
+from sb3_dapo.distributions import is_lean, set_lean
 
 # Size and stride of the first convolution of the Nature CNN: its kernel covers 2 x 2 blocks of 4 x 4 pixels
 BLOCK = 4
@@ -134,6 +134,12 @@ def set_fast(policy: ActorCriticPolicy, fast: bool) -> None:
                     for name in state.keys() - {"step"}:
                         if state[name].stride() != parameter.stride():
                             state[name] = th.empty_like(parameter).copy_(state[name])
+
+
+def is_fast(policy: ActorCriticPolicy) -> bool:
+    """:return: whether a policy computes in its fast form"""
+    fast = getattr(policy, "fast", None)
+    return fast if isinstance(fast, bool) else is_lean(policy)
 
 
 def keep_freed_memory() -> None:

@@ -202,6 +202,6 @@ def test_recurrent(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sb3_contrib")
     example = load("recurrent")
     check_env(example["CueEnv"]())
-    example["main"](steps=8_000, delay=3)
+    example["main"](steps=12_000, delay=3)
     plain, recurrent, played = map(numbers, capsys.readouterr().out.splitlines())
     assert plain[0] < 0.5 and recurrent[0] == 1 and played == [320 // 4, 320 // 4]

@@ -69,7 +69,7 @@ def test_the_walk_of_a_new_user(tmp_path: Path, environment: dict[str, str]) -> 
     assert list(folder.rglob("*.mp4")) and list(folder.rglob("*.gif"))
     assert (folder / "logs" / "comparison.png").stat().st_size > 1000
     # It learned, more than a random policy, whose score is near 22
-    (trained,), (random,) = (re.findall(rf"{name}\s+(\S+)", outputs[0]) for name in ("DAPO", "random actions"))
+    (trained,), (random,) = (re.findall(rf"{name}\s+(\S+) \+/-", outputs[0]) for name in ("DAPO", "random actions"))
     assert float(trained) > 5 * float(random)
     # What came back from the Hub plays as well
     (reward,) = re.findall(r"Mean reward: (\S+)", outputs[-1])

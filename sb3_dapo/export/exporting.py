@@ -40,7 +40,7 @@ from sb3_dapo.buffers import RolloutRing
 from sb3_dapo.export.description import annotations_of, decode_arguments, decode_fields, decode_space
 from sb3_dapo.export.folder import ExportError, Tensors, naming, refusing, short
 from sb3_dapo.export.normalization import Normalization
-from sb3_dapo.fast import set_fast
+from sb3_dapo.fast import is_fast, set_fast
 
 SelfExportable = TypeVar("SelfExportable", bound="Exportable")
 PolicyClass = type[ActorCriticPolicy]
@@ -227,7 +227,7 @@ class Exportable(OnPolicyAlgorithm):
             **described_spaces,
             policy=policy,
             policy_kwargs=policy_kwargs,
-            is_fast=bool(getattr(self.policy, "fast", False)),
+            is_fast=is_fast(self.policy),
             hyperparameters=hyperparameters,
             num_timesteps=self.num_timesteps,
             vec_normalize=normalization and normalization.settings,
