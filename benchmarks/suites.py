@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from sb3_dapo.atari_scores import ATARI_SCORES
+
 MINATAR_CNN = "sb3_dapo.minatar.MinAtarCnn"
 TUNED = Path(__file__).parent / "hyperparams"
 
@@ -108,42 +110,6 @@ def _regimes(plentiful: int | None, scarce: int | Mapping[str, int], uses: int =
 REGIMES = list(_regimes(None, 0))
 
 
-# Scores of random play and of a professional player, as everyone uses them since Wang et al. 2016
-# (https://arxiv.org/abs/1511.06581, no-op starts)
-ATARI_SCORES = {
-    "Alien": (227.8, 7127.7),
-    "Amidar": (5.8, 1719.5),
-    "Assault": (222.4, 742.0),
-    "Asterix": (210.0, 8503.3),
-    "BankHeist": (14.2, 753.1),
-    "BattleZone": (2360.0, 37187.5),
-    "BeamRider": (363.9, 16926.5),
-    "Boxing": (0.1, 12.1),
-    "Breakout": (1.7, 30.5),
-    "ChopperCommand": (811.0, 7387.8),
-    "CrazyClimber": (10780.5, 35829.4),
-    "DemonAttack": (152.1, 1971.0),
-    "DoubleDunk": (-18.6, -16.4),
-    "Enduro": (0.0, 860.5),
-    "Freeway": (0.0, 29.6),
-    "Frostbite": (65.2, 4334.7),
-    "Gopher": (257.6, 2412.5),
-    "Hero": (1027.0, 30826.4),
-    "Jamesbond": (29.0, 302.8),
-    "Kangaroo": (52.0, 3035.0),
-    "Krull": (1598.0, 2665.5),
-    "KungFuMaster": (258.5, 22736.3),
-    "MsPacman": (307.3, 6951.6),
-    "NameThisGame": (2292.3, 8049.0),
-    "Phoenix": (761.4, 7242.6),
-    "Pong": (-20.7, 14.6),
-    "PrivateEye": (24.9, 69571.3),
-    "Qbert": (163.9, 13455.0),
-    "RoadRunner": (11.5, 7845.0),
-    "Seaquest": (68.4, 42054.7),
-    "SpaceInvaders": (148.0, 1668.7),
-    "UpNDown": (533.4, 11693.2),
-}
 # The games of every comparison at 100,000 steps, since Kaiser et al. 2019 (https://arxiv.org/abs/1903.00374)
 ATARI_100K = (
     *("Alien", "Amidar", "Assault", "Asterix", "BankHeist", "BattleZone", "Boxing", "Breakout", "ChopperCommand"),
