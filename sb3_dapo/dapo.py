@@ -35,7 +35,7 @@ from sb3_dapo.controllers import Controller
 from sb3_dapo.divergences import Divergence, get_divergence
 from sb3_dapo.fast import autocast_pays, set_fast
 from sb3_dapo.faults import NonFiniteError
-from sb3_dapo.fused import FusedMlp
+from sb3_dapo.fused import FusedPolicy
 from sb3_dapo.hub import HubModel
 from sb3_dapo.loss import LossSettings, PolicyOutputs, Stats, Visit, backward, dapo_loss, loss_gradient, summarize
 from sb3_dapo.policies import CnnPolicy, FastCnn, MlpPolicy, MultiInputPolicy
@@ -265,7 +265,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         self._fixed = {name: getattr(self, name) for name in FIXED}
         self._applied_learning_rate = self.learning_rate
         self._own_controller: Controller | None = None
-        self._fused: FusedMlp | None = None
+        self._fused: FusedPolicy | None = None
         self._tried_to_compile = False
         self._compiled_evaluate: Callable[..., tuple[th.Tensor, th.Tensor, th.Tensor | None]] | None = None
         self._apply_settings()
@@ -666,15 +666,15 @@ class DAPO(Checkpoints, HubModel, PPO):
     def _set_form(self) -> None:
         """Have the policy compute in the form, fast or SB3's own, that the settings ask for."""
         set_fast(self.policy, self._is_fast())
-        is_fused = self._is_fast() and self._compiled_evaluate is None and self._suits_fusing()
-        self._fused = FusedMlp(self.policy) if is_fused else None
         if isinstance(self.policy, FastCnn):
             before, self.policy.autocast = self.policy.autocast, self._is_autocast()
             if self.verbose >= 1 and self.autocast is None and self.policy.autocast and not before:
                 print("Features are computed in bfloat16, which is faster here: `autocast=False` turns it off")
+        is_fused = self._is_fast() and self._compiled_evaluate is None and self._suits_fusing()
+        self._fused = FusedPolicy(self.policy) if is_fused else None
 
     def _suits_fusing(self) -> bool:
-        return FusedMlp.suits(self.policy)
+        return FusedPolicy.suits(self.policy, (MlpPolicy, CnnPolicy))
 
     def _is_autocast(self) -> bool:
         if self.autocast is not None:

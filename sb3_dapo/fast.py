@@ -86,7 +86,9 @@ def autocast_pays(policy: Any, batch_size: int) -> bool:
     key = (type(policy.features_extractor), shape, policy.features_dim, n, th.get_num_threads())
     if key not in _AUTOCAST_PAYS:
         # without a random generator, whose state the trial would change
-        observations = (th.arange(n * math.prod(shape)) % 251 == 0).view(n, *shape).to(_dtype_of(space))
+        observations = th.from_numpy(
+            (np.arange(n * math.prod(shape)) % 251 == 0).reshape(n, *shape).astype(space.dtype)
+        )
 
         def seconds(is_autocast: bool) -> float:
             policy.autocast = is_autocast
@@ -104,10 +106,6 @@ def autocast_pays(policy: Any, batch_size: int) -> bool:
 
 
 _AUTOCAST_PAYS: dict[Any, bool] = {}
-
-
-def _dtype_of(space: Any) -> th.dtype:
-    return th.from_numpy(np.empty(0, space.dtype)).dtype
 
 
 def set_fast(policy: ActorCriticPolicy, fast: bool) -> None:

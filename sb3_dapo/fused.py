@@ -1,10 +1,10 @@
 """
-The network of ``MlpPolicy``, its gradient and Adam in NumPy. On networks of this size PyTorch takes longer to call an
-operation, to record and to undo it, than to compute it.
+Small networks, their gradients and Adam, written down. On networks of this size PyTorch takes longer to call an
+operation, to record and to undo it, than to compute it: those of ``MlpPolicy`` are computed in NumPy.
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -12,16 +12,22 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from numpy.lib.stride_tricks import as_strided
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
+from torch.nn import functional as F
 
 from sb3_dapo.distributions import HALF_LOG_2PI, LeanCategorical, LeanGaussian
+from sb3_dapo.minatar import ReluCnn
 
 # Numbers of multiplications up to which NumPy's products, in one thread, are faster than PyTorch's
 MAX_PRODUCTS = 2**18
+# The same for a convolution as a product of the patches that it looks at, against PyTorch's own
+MAX_PRODUCTS_OF_PATCHES = 2**20
 # Methods of a policy that must be SB3's own
 METHODS = ("forward", "evaluate_actions", "extract_features", "_get_action_dist_from_latent", "get_distribution")
 # Logits of what is not allowed: sb3-contrib's
@@ -74,18 +80,107 @@ class Tower:
             self.inputs.append(x)
         return product(x, self.weights[-1].T) + self.biases[-1]
 
-    def backward(self, gradient: np.ndarray, gradients: list[np.ndarray]) -> None:
+    def backward(self, gradient: np.ndarray, gradients: list[np.ndarray], of_input: bool = False) -> np.ndarray:
         """
         :param gradient: with respect to the output of the last call
         :param gradients: where those of ``parameters`` are written
+        :param of_input: whether the one with respect to the input is wanted
+        :return: this one
         """
         for i in reversed(range(len(self.weights))):
             x = self.inputs[i]
             gradients[2 * i][...] = product(gradient.T, x)
             gradient.sum(axis=0, out=gradients[2 * i + 1])
-            if i > 0:
+            if i > 0 or of_input:
                 gradient = product(gradient, self.weights[i])
+            if i > 0:
                 gradient *= (1 - x * x) if self.activations[i - 1] is nn.Tanh else x > 0
+        return gradient
+
+
+class Trunk:
+    """
+    A network for images, in PyTorch's operations: what there is to win here is what it takes to record and undo them.
+
+    :param extractor: the network
+    :param scale: what observations are divided by
+    """
+
+    def __init__(self, extractor: ReluCnn, scale: float) -> None:
+        self.layers: list[Any] = list(extractor.children())
+        self.parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
+        tensors = [p.detach() for p in self.parameters]
+        self.weights, self.biases = tensors[::2], tensors[1::2]
+        self.dtype, self.scale = self.weights[0].numpy().dtype, scale
+        self.visits: list[tuple[th.Tensor, th.Tensor]] = []  # inputs and outputs of the layers, at the last call
+
+    @staticmethod
+    def suits(extractor: Any) -> bool:
+        """:return: whether it has layers that are known here"""
+        if not isinstance(extractor, ReluCnn) or type(extractor).forward is not ReluCnn.forward:
+            return False
+        layers: list[Any] = list(extractor.children())
+        convs = [layer for layer in layers if type(layer) is nn.Conv2d]
+        others = layers[len(convs) :]
+        is_known = others and all(type(layer) is nn.Linear for layer in others) and layers[: len(convs)] == convs
+        is_plain = all((conv.padding, conv.dilation, conv.groups) == ((0, 0), (1, 1), 1) for conv in convs)
+        return bool(is_known and is_plain and all(layer.bias is not None for layer in layers))
+
+    def __call__(self, images: th.Tensor) -> np.ndarray:
+        # NumPy converts bools six times as fast as PyTorch
+        y = th.from_numpy(images.numpy().astype(self.dtype)).permute(0, 3, 1, 2)
+        if self.scale != 1:
+            y /= self.scale
+        self.visits = []
+        for layer, weight, bias in zip(self.layers, self.weights, self.biases, strict=True):
+            x = y.permute(0, 2, 3, 1).flatten(1) if y.dim() > weight.dim() else y
+            y = convolved(x, weight, bias, layer.stride) if weight.dim() == 4 else th.addmm(bias, x, weight.t())
+            self.visits.append((x, y.relu_()))
+        return y.numpy()
+
+    def backward(self, gradient: np.ndarray, gradients: list[np.ndarray]) -> None:
+        """
+        :param gradient: with respect to the output of the last call, which is written to
+        :param gradients: where those of ``parameters`` are written
+        """
+        of_y = th.from_numpy(gradient)
+        for i in reversed(range(len(self.layers))):
+            (x, y), weight = self.visits[i], self.weights[i]
+            of_weight, of_bias = map(th.from_numpy, gradients[2 * i : 2 * i + 2])
+            if y.dim() > of_y.dim():
+                n, channels, height, width = y.shape
+                of_y = of_y.view(n, height, width, channels).permute(0, 3, 1, 2)
+            th.ops.aten.threshold_backward.grad_input(of_y, y, 0, grad_input=of_y)
+            if weight.dim() == 4:
+                how = (self.layers[i].stride, [0, 0], [1, 1], False, [0, 0], 1, [i > 0, True, True])
+                of_y, *found = th.ops.aten.convolution_backward(of_y, x, weight, [len(weight)], *how)
+                of_weight.copy_(found[0])
+                of_bias.copy_(found[1])
+            else:
+                th.mm(of_y.t(), x, out=of_weight)
+                th.sum(of_y, 0, out=of_bias)
+                of_y = of_y @ weight if i > 0 else of_y
+
+
+def convolved(images: th.Tensor, weight: th.Tensor, bias: th.Tensor, stride: tuple[int, int]) -> th.Tensor:
+    """
+    :param images: ``(B, C, H, W)``, channels last in memory
+    :param weight: kernels ``(O, C, h, w)``
+    :param bias: ``(O,)``
+    :param stride: down and to the right
+    :return: the convolution, ``(B, O, H', W')``, channels last in memory
+    """
+    (n, channels, height, width), (n_out, _, down, right) = images.shape, weight.shape
+    n_rows, n_columns = (height - down) // stride[0] + 1, (width - right) // stride[1] + 1
+    if n * n_rows * n_columns * weight.numel() > MAX_PRODUCTS_OF_PATCHES:
+        return F.conv2d(images, weight.contiguous(memory_format=th.channels_last), bias, stride)
+    array = images.permute(0, 2, 3, 1).numpy()
+    of_image, of_row, of_column, _ = array.strides
+    shape = (n, n_rows, n_columns, down, right * channels)
+    steps = (of_image, of_row * stride[0], of_column * stride[1], of_row, array.itemsize)
+    patches = th.from_numpy(as_strided(array, shape, steps).reshape(n * n_rows * n_columns, -1))
+    kernels = weight.permute(0, 2, 3, 1).flatten(1)
+    return th.addmm(bias, patches, kernels.t()).view(n, n_rows, n_columns, n_out).permute(0, 3, 1, 2)
 
 
 class GaussianHead:
@@ -130,8 +225,9 @@ class CategoricalHead:
     def sample(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """:return: actions and their log-probs, ``(B,)``"""
         log_probs = log_softmax(logits)
-        # PyTorch's draws, so that the same seed gives the actions that it gives SB3
-        actions = th.multinomial(th.from_numpy(np.exp(log_probs)), 1).numpy()[:, 0]
+        # The draws of PyTorch's multinomial, so that the same seed gives the actions that it gives SB3
+        noise = th.empty(log_probs.shape, dtype=th.from_numpy(log_probs).dtype).exponential_().numpy()
+        actions = (np.exp(log_probs) / noise).argmax(axis=1)
         return actions, log_probs[np.arange(len(logits)), actions]
 
     def evaluate(self, logits: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +251,7 @@ class CategoricalHead:
         return of_logits, None
 
 
-class FusedMlp:
+class FusedPolicy:
     """
     Computes what a policy and its optimizer compute, within float tolerance.
 
@@ -163,53 +259,64 @@ class FusedMlp:
     """
 
     def __init__(self, policy: Any) -> None:
-        self.policy, extractor = policy, policy.mlp_extractor
+        self.policy, extractor, space = policy, policy.mlp_extractor, policy.observation_space
         self.actor = Tower([*extractor.policy_net, policy.action_net])
         self.critic = Tower([*extractor.value_net, policy.value_net])
         parameters: list[Any] = [*self.actor.parameters, *self.critic.parameters]
+        self.trunk: Trunk | None = None
+        if not isinstance(policy.features_extractor, FlattenExtractor):
+            is_scaled = policy.normalize_images and is_image_space(space)
+            self.trunk = Trunk(policy.features_extractor, 255.0 if is_scaled else 1.0)
+            parameters = [*self.trunk.parameters, *parameters]
         self.head: GaussianHead | CategoricalHead = CategoricalHead()
         if isinstance(policy.action_dist, LeanGaussian):
             self.head = GaussianHead(array_of(policy.log_std))
             parameters.append(policy.log_std)
-        space = policy.observation_space
         self.is_flat = isinstance(space, spaces.Box) and len(space.shape) == 1
         self.adam = FlatAdam(policy.optimizer, parameters)
-        n_actor = len(self.actor.parameters)
-        self.gradients = (self.adam.gradients[:n_actor], self.adam.gradients[n_actor:])
+        n_trunk = 0 if self.trunk is None else len(self.trunk.parameters)
+        n_actor, gradients = n_trunk + len(self.actor.parameters), self.adam.gradients
+        self.gradients = (gradients[:n_trunk], gradients[n_trunk:n_actor], gradients[n_actor:])
 
     @staticmethod
     def suits(
         policy: Any,
-        base: type[BasePolicy] = ActorCriticPolicy,
+        bases: Iterable[type[BasePolicy]],
         distributions: Collection[type[Distribution]] = (LeanGaussian, LeanCategorical),
     ) -> bool:
         """
         :param policy: a policy
-        :param base: class that its methods must come from
+        :param bases: classes of which one must be where its methods come from
         :param distributions: what its distribution may be: a Gaussian, or a categorical one
         :return: whether it has layers that are known here, and nobody looks on
         """
-        is_own = all(getattr(type(policy), name, None) is getattr(base, name) for name in METHODS)
-        is_own = is_own and not set(METHODS) & set(vars(policy))
-        extractor = getattr(policy, "mlp_extractor", None)
-        if not is_own or policy.device.type != "cpu" or type(extractor) is not MlpExtractor:
+        methods = [getattr(type(policy), name, None) for name in METHODS]
+        is_own = methods in [[getattr(base, name) for name in METHODS] for base in bases]
+        is_own = is_own and not set(METHODS) & set(vars(policy)) and not getattr(policy, "autocast", False)
+        extractor: Any = getattr(policy, "features_extractor", None)
+        mlp = getattr(policy, "mlp_extractor", None)
+        if not is_own or policy.device.type != "cpu" or type(mlp) is not MlpExtractor:
             return False
         known: set[nn.Parameter] = set()
-        for layers in ([*extractor.policy_net, policy.action_net], [*extractor.value_net, policy.value_net]):
+        for layers in ([*mlp.policy_net, policy.action_net], [*mlp.value_net, policy.value_net]):
             if not all(type(layer) is nn.Linear and layer.bias is not None for layer in layers[::2]):
                 return False
             if len(layers) % 2 == 0 or not all(type(layer) in ACTIVATIONS for layer in layers[1::2]):
                 return False
             known |= {parameter for layer in layers for parameter in layer.parameters()}
+        if Trunk.suits(extractor):
+            known |= set(extractor.parameters())
+        elif type(extractor) is not FlattenExtractor:
+            return False
         if isinstance(policy.action_dist, LeanGaussian):
             known.add(policy.log_std)
-        if type(policy.action_dist) not in distributions:
-            return False
-        is_plain = type(policy.features_extractor) is FlattenExtractor and known == set(policy.parameters())
+        is_plain = type(policy.action_dist) in distributions and known == set(policy.parameters())
         return is_plain and not any(map(_is_watched, [*policy.modules(), *known]))
 
     def features(self, observations: PyTorchObs) -> np.ndarray:
         """:return: what the towers are given, ``(B, features_dim)``"""
+        if self.trunk is not None:
+            return self.trunk(observations)  # type: ignore[arg-type]
         if self.is_flat and isinstance(observations, th.Tensor) and observations.dtype == th.float32:
             return observations.numpy()
         return self.policy.extract_features(observations).numpy()
@@ -257,11 +364,13 @@ class FusedMlp:
         :return: this norm before
         """
         of_outputs, of_log_std = self.head.backward(of_log_prob, of_entropy)
-        of_actor, of_others = self.gradients
+        in_trunk, in_actor, in_others = self.gradients
         if of_log_std is not None:
-            of_others[-1][...] = of_log_std
-        self.actor.backward(of_outputs, of_actor)
-        self.critic.backward(of_values[:, None], of_others)
+            in_others[-1][...] = of_log_std
+        of_features = self.actor.backward(of_outputs, in_actor, self.trunk is not None)
+        of_features_too = self.critic.backward(of_values[:, None], in_others, self.trunk is not None)
+        if self.trunk is not None:
+            self.trunk.backward(of_features + of_features_too, in_trunk)
         gradient = self.adam.gradient
         norm = math.sqrt(gradient @ gradient)
         if math.isfinite(norm):
@@ -286,7 +395,7 @@ class FusedForward:
     have theirs.
     """
 
-    def __init__(self, fused: FusedMlp) -> None:
+    def __init__(self, fused: FusedPolicy) -> None:
         self.fused = fused
 
     def __call__(self, observations: PyTorchObs, deterministic: bool = False, **kwargs: Any) -> Any:
@@ -302,7 +411,7 @@ class FusedForward:
 
 class FlatAdam:
     """
-    An optimizer's steps. Those of PyTorch's Adam, as SB3 makes it, are computed here, for all parameters at once.
+    An optimizer's steps. Those of PyTorch's Adam are taken without what it does around them.
 
     :param optimizer: the optimizer
     :param parameters: all of its parameters
@@ -310,61 +419,47 @@ class FlatAdam:
 
     def __init__(self, optimizer: th.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
         self.optimizer, self.parameters = optimizer, parameters
-        self.arrays = [array_of(p) for p in parameters]
-        self.gradient = np.zeros(sum(p.numel() for p in parameters), self.arrays[0].dtype)
-        self.gradients = self._parts(self.gradient)
+        flat = th.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
+        parts = flat.split([p.numel() for p in parameters])
+        # Laid out as the parameters are, whose channels may lie last
+        self._gradients = [part.as_strided(p.shape, p.stride()) for part, p in zip(parts, parameters, strict=True)]
+        self.gradient, self.gradients = flat.numpy(), [x.numpy() for x in self._gradients]
         group, unusual = optimizer.param_groups[0], ("amsgrad", "weight_decay", "maximize", "differentiable")
-        self.is_usual = type(optimizer) is th.optim.Adam and len(optimizer.param_groups) == 1
+        self.is_usual = type(optimizer) is th.optim.Adam and len(optimizer.param_groups) == 1 and bool(group["fused"])
         self.is_usual = self.is_usual and not any(group[name] for name in unusual)
         self.is_usual = self.is_usual and not optimizer._optimizer_step_pre_hooks and "step" not in vars(optimizer)
-        self.moments: list[np.ndarray] = []
-        self.n_steps = 0
-
-    def _parts(self, flat: np.ndarray) -> list[np.ndarray]:
-        sizes = np.cumsum([p.numel() for p in self.parameters])[:-1]
-        return [part.reshape(p.shape) for part, p in zip(np.split(flat, sizes), self.parameters, strict=True)]
+        self.count: th.Tensor | None = None  # of steps, once there are averages
 
     def step(self) -> None:
         """Take a step along ``gradient``."""
-        if not self.is_usual or not self.moments:
-            for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-                parameter.grad = th.from_numpy(gradient)
+        if not self.is_usual or self.count is None:
+            for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
+                parameter.grad = gradient
             self.optimizer.step()
             if self.is_usual:
                 self._begin()
             return
+        self.count += 1
         group = self.optimizer.param_groups[0]
-        (beta1, beta2), (average, square) = group["betas"], self.moments
-        self.n_steps += 1
-        average += (1 - beta1) * (self.gradient - average)
-        square *= beta2
-        square += (1 - beta2) * self.gradient * self.gradient
-        update = np.sqrt(square)
-        update *= 1 / math.sqrt(1 - beta2**self.n_steps)
-        update += group["eps"]
-        np.divide(average, update, out=update)
-        update *= float(group["lr"]) / (1 - beta1**self.n_steps)
-        for array, part in zip(self.arrays, self._parts(update), strict=True):
-            array -= part
+        (beta1, beta2), counts = group["betas"], [self.count] * len(self.parameters)
+        settings: dict[str, Any] = {"lr": float(group["lr"]), "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
+        settings |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
+        th._fused_adam_(*self._tensors, [], counts, **settings)
         for hook in self.optimizer._optimizer_step_post_hooks.values():
             hook(self.optimizer, (), {})
 
     def _begin(self) -> None:
         states = [self.optimizer.state[p] for p in self.parameters]
-        self.moments = [
-            np.concatenate([array_of(state[name]).ravel() for state in states]) for name in ("exp_avg", "exp_avg_sq")
-        ]
-        self.n_steps = int(states[0]["step"])
+        averages = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        self._tensors = ([p.detach() for p in self.parameters], self._gradients, *averages)
+        # One for all, as to count each would take longer than the step. They differ if some were frozen once
+        self.count = states[0]["step"].clone() if len({state["step"].item() for state in states}) == 1 else None
 
     def finish(self) -> None:
-        """Give the optimizer back what it knows."""
-        if self.moments:
-            for name, flat in zip(("exp_avg", "exp_avg_sq"), self.moments, strict=True):
-                for parameter, part in zip(self.parameters, self._parts(flat), strict=True):
-                    array_of(self.optimizer.state[parameter][name])[...] = part
+        """Tell the optimizer how many steps there were."""
+        if self.count is not None:
             for parameter in self.parameters:
-                self.optimizer.state[parameter]["step"].fill_(self.n_steps)
-            self.moments = []
+                self.optimizer.state[parameter]["step"].copy_(self.count)
 
 
 def array_of(tensor: th.Tensor) -> np.ndarray:

@@ -20,8 +20,10 @@ from sb3_dapo import DAPO
 from sb3_dapo.distributions import LeanCategorical, LeanGaussian
 from sb3_dapo.fast import set_fast
 from sb3_dapo.faults import NonFiniteError
-from sb3_dapo.fused import CategoricalHead, FlatAdam, FusedMlp, GaussianHead
+from sb3_dapo.fused import CategoricalHead, FlatAdam, FusedPolicy, GaussianHead
 from sb3_dapo.loss import dapo_loss
+from sb3_dapo.minatar import MinAtarCnn, ReluCnn
+from sb3_dapo.policies import CnnPolicy
 
 OBSERVATIONS = spaces.Box(-1, 1, (5,))
 ACTIONS: dict[str, spaces.Space[Any]] = {"Box": spaces.Box(-1, 1, (3,)), "Discrete": spaces.Discrete(4)}
@@ -30,6 +32,34 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "no hidden layer": {"net_arch": []},
     "two different": {"net_arch": {"pi": [7], "vf": [6, 8]}, "activation_fn": th.nn.ReLU},
 }
+IMAGES = spaces.Box(0, 1, (10, 9, 3), np.bool_)
+
+
+class TwoConvolutions(ReluCnn):
+    """A network of the user's own, of layers that are known."""
+
+    def __init__(self, observation_space: spaces.Box, **kwargs: Any) -> None:
+        super().__init__(observation_space, 7)
+        self.first = th.nn.Conv2d(3, 5, (3, 2), stride=(2, 1), **kwargs)
+        self.second = th.nn.Conv2d(5, 6, 2)
+        with th.no_grad():
+            n_inputs = self.second(self.first(th.zeros(1, 3, 10, 9))).numel()
+        self.linear = th.nn.Linear(n_inputs, 8)
+        self.last = th.nn.Linear(8, 7)
+
+
+def suits(policy: ActorCriticPolicy) -> bool:
+    return FusedPolicy.suits(policy, (ActorCriticPolicy, CnnPolicy))
+
+
+def make_cnn_policy(
+    policy_class: type[ActorCriticPolicy] = CnnPolicy, actions: str = "Discrete", **kwargs: Any
+) -> ActorCriticPolicy:
+    th.manual_seed(0)
+    kwargs = {"features_extractor_class": MinAtarCnn, "net_arch": [], **kwargs}
+    policy = policy_class(IMAGES, ACTIONS[actions], lambda _: 1e-2, **kwargs)
+    set_fast(policy, True)
+    return policy
 
 
 def make_policy(actions: str, dtype: th.dtype = th.float32, **kwargs: Any) -> ActorCriticPolicy:
@@ -136,8 +166,8 @@ def test_network(actions: str, network: str, max_products: int, monkeypatch: pyt
     """Outputs, and the gradient of any function of them, in float64."""
     monkeypatch.setattr(sb3_dapo.fused, "MAX_PRODUCTS", max_products)
     policy = make_policy(actions, th.float64, **NETWORKS[network])
-    assert FusedMlp.suits(policy)
-    fused = FusedMlp(policy)
+    assert suits(policy)
+    fused = FusedPolicy(policy)
     observations, taken = some_data(actions, 11, th.float64)
     fused.is_flat = False
     policy.extract_features = lambda x, _=None: x  # type: ignore[assignment, method-assign] # without float32
@@ -156,13 +186,107 @@ def test_network(actions: str, network: str, max_products: int, monkeypatch: pyt
         np.testing.assert_allclose(gradient, parameter.grad.numpy(), rtol=1e-9, atol=1e-12)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("max_products", [2**20, 0], ids=["patches", "PyTorch's convolution"])
+@pytest.mark.parametrize("net_arch", [[], [6]])
+@pytest.mark.parametrize("policy_class", [CnnPolicy, ActorCriticPolicy])
+@pytest.mark.parametrize("extractor", [MinAtarCnn, TwoConvolutions])
+def test_network_for_images(
+    extractor: type[ReluCnn],
+    policy_class: type[ActorCriticPolicy],
+    net_arch: list[int],
+    max_products: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Outputs and gradient in float64, with kernels in either layout in memory, and none of Adam's steps mixed up."""
+    monkeypatch.setattr(sb3_dapo.fused, "MAX_PRODUCTS_OF_PATCHES", max_products)
+    policy = make_cnn_policy(policy_class, "Box", features_extractor_class=extractor, net_arch=net_arch).double()
+    assert suits(policy)
+    fused, twin = FusedPolicy(policy), deepcopy(policy)
+    images, taken = th.rand(11, *IMAGES.shape) > 0.5, th.randn(11, 3, dtype=th.float64)
+    outputs = fused.evaluate(images, taken)
+    features_extractor = policy.features_extractor
+    policy.extract_features = lambda x, _=None: features_extractor(x.double())  # type: ignore[assignment, method-assign]
+    expected = policy.evaluate_actions(images, taken)
+    for ours, theirs in zip(outputs, expected, strict=True):
+        th.testing.assert_close(ours, theirs.flatten())  # type: ignore[union-attr]
+
+    of_values, of_log_prob = th.randn(2, 11, dtype=th.float64)
+    values, log_prob, _ = expected
+    (values.flatten() * of_values + log_prob * of_log_prob).sum().backward()
+    norm = th.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
+    gradients = [p.grad.clone() for p in fused.adam.parameters]  # type: ignore[union-attr]
+    assert fused.step(of_values.numpy(), of_log_prob.numpy(), 0.0, 0.5) == pytest.approx(norm.item())
+    for ours, gradient in zip(fused.adam.gradients, gradients, strict=True):
+        np.testing.assert_allclose(ours, gradient.numpy(), rtol=1e-9, atol=1e-12)
+    fused.adam.step()
+    fused.adam.finish()
+    for group in twin.optimizer.param_groups:
+        group["fused"] = False
+    for _ in range(2):
+        for parameter, twin_of in zip(policy.parameters(), twin.parameters(), strict=True):
+            twin_of.grad = parameter.grad.clone()  # type: ignore[union-attr]
+        twin.optimizer.step()
+    th.testing.assert_close(list(policy.parameters()), list(twin.parameters()))
+
+
+def test_images_of_bytes() -> None:
+    """They are divided by 255, as SB3 does."""
+    space = spaces.Box(0, 255, (10, 9, 3), np.uint8)
+    policy = ActorCriticPolicy(space, ACTIONS["Box"], lambda _: 1e-2, features_extractor_class=TwoConvolutions)
+    set_fast(policy, True)
+    assert suits(policy)
+    images, taken = th.randint(256, (5, 10, 9, 3), dtype=th.uint8), th.randn(5, 3)
+    for ours, theirs in zip(
+        FusedPolicy(policy).evaluate(images, taken), policy.evaluate_actions(images, taken), strict=True
+    ):
+        th.testing.assert_close(ours, theirs.flatten(), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
+
+
+class OwnForward(MinAtarCnn):
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return -super().forward(observations)
+
+
+class Padded(TwoConvolutions):
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, padding=1)
+
+
+def in_bfloat16(policy: Any) -> None:
+    policy.autocast = True
+
+
+def with_another_layer(policy: Any) -> None:
+    policy.features_extractor.norm = th.nn.LayerNorm(128)
+
+
+def hooked_convolution(policy: Any) -> None:
+    policy.features_extractor.conv.register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("extractor", [OwnForward, Padded])
+def test_other_networks_for_images_are_not_fused(extractor: type[ReluCnn]) -> None:
+    assert not suits(make_cnn_policy(features_extractor_class=extractor))
+
+
+@pytest.mark.parametrize("change", [in_bfloat16, with_another_layer, hooked_convolution])
+def test_changed_networks_for_images_are_not_fused(change: Callable[[Any], None]) -> None:
+    policy = make_cnn_policy()
+    assert suits(policy)
+    change(policy)
+    assert not suits(policy)
+
+
+@pytest.mark.parametrize("policy_kind", ["MlpPolicy", "CnnPolicy"])
 @pytest.mark.parametrize("actions", ACTIONS)
-def test_acts_as_sb3(actions: str) -> None:
+def test_acts_as_sb3(actions: str, policy_kind: str) -> None:
     """The same seed, the same actions."""
-    policy = make_policy(actions)
+    policy = make_policy(actions) if policy_kind == "MlpPolicy" else make_cnn_policy(actions=actions)
     observations, _ = some_data(actions, 6, th.float32)
+    if policy_kind == "CnnPolicy":
+        observations = th.rand(6, *IMAGES.shape) > 0.5
     th.manual_seed(1)
-    with FusedMlp(policy).acting(), th.no_grad():
+    with FusedPolicy(policy).acting(), th.no_grad():
         ours = policy(observations)
     set_fast(policy, False)
     assert type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
@@ -175,7 +299,7 @@ def test_a_policy_that_acts_is_still_the_policy() -> None:
     """To callbacks that call it or copy it meanwhile."""
     policy = make_policy("Box")
     observations, _ = some_data("Box", 6, th.float32)
-    with FusedMlp(policy).acting():
+    with FusedPolicy(policy).acting():
         copied = deepcopy(policy)
         values = policy(observations)[1]
         mode = policy(observations, True)[0]
@@ -245,9 +369,9 @@ def test_other_policies_are_not_fused(
     model = make_model(DAPO, policy, "Pendulum-v1", policy_kwargs=settings)
     set_fast(model.policy, True)
     if change is not None:
-        assert FusedMlp.suits(model.policy)
+        assert suits(model.policy)
         change(model.policy)
-    assert not FusedMlp.suits(model.policy)
+    assert not suits(model.policy)
     before = flat_parameters(model)
     model.learn(64)
     assert model._fused is None
@@ -259,7 +383,11 @@ def test_other_policies_are_not_fused(
 
 def train_again(n_updates: int, fast: bool, env: str, **settings: Any) -> DAPO:
     """A model that learns from the same rollouts, with the same minibatches, however it computes."""
-    model = make_model(DAPO, "MlpPolicy", make_vec_env(env, 4, seed=0), fast=False, **settings)
+    policy = "MlpPolicy"
+    if env.startswith("MinAtar"):
+        pytest.importorskip("minatar.gym").register_envs()
+        policy, settings["policy_kwargs"] = "CnnPolicy", {"features_extractor_class": MinAtarCnn, "net_arch": []}
+    model = make_model(DAPO, policy, make_vec_env(env, 4, seed=0), fast=False, **settings)
     model.learn(256)
     model.fast = fast
     np.random.seed(0)
@@ -269,7 +397,8 @@ def train_again(n_updates: int, fast: bool, env: str, **settings: Any) -> DAPO:
     return model
 
 
-@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1", "MinAtar/Breakout-v1"])
 @pytest.mark.parametrize("settings", [{}, {"ent_coef": 0.02, "policy_loss": "plain"}, {"clip_range_vf": 0.1}])
 def test_fifty_updates(env: str, settings: dict[str, Any]) -> None:
     """Parameters, the optimizer's averages and what is logged."""
@@ -290,8 +419,9 @@ def test_fifty_updates(env: str, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("optimizer", "kwargs", "is_usual"),
     [
-        (th.optim.Adam, {}, True),
-        (th.optim.Adam, {"betas": (0.8, 0.99)}, True),
+        (th.optim.Adam, {"fused": True}, True),
+        (th.optim.Adam, {"fused": True, "betas": (0.8, 0.99)}, True),
+        (th.optim.Adam, {}, False),
         (th.optim.Adam, {"weight_decay": 0.1}, False),
         (th.optim.Adam, {"amsgrad": True}, False),
         (th.optim.AdamW, {}, False),
@@ -300,7 +430,8 @@ def test_fifty_updates(env: str, settings: dict[str, Any]) -> None:
 )
 def test_optimizers(optimizer: Any, kwargs: dict[str, Any], is_usual: bool) -> None:
     """The steps of any optimizer, whose state says afterwards what it says without."""
-    parameters = [th.nn.Parameter(th.randn(3, 2)), th.nn.Parameter(th.randn(4))]
+    channels_last = th.randn(2, 3, 4, 5).contiguous(memory_format=th.channels_last)
+    parameters = [th.nn.Parameter(x) for x in (th.randn(3, 2), th.randn(4), channels_last)]
     twins = [th.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
     flat = FlatAdam(optimizer(parameters, lr=1e-2, **kwargs), parameters)
     assert flat.is_usual == is_usual

@@ -25,7 +25,7 @@ from sb3_dapo.arguments import check
 from sb3_dapo.buffers import RolloutRingSamples
 from sb3_dapo.checkpoint.states import walk_callbacks
 from sb3_dapo.dapo import DAPO
-from sb3_dapo.fused import FusedMlp
+from sb3_dapo.fused import FusedPolicy
 from sb3_dapo.maskable.acting import MaskingPolicy, MaskingPredictor, check_masks, choice_sizes
 from sb3_dapo.maskable.distributions import lean_distribution
 from sb3_dapo.policies import FastCnn
@@ -84,7 +84,9 @@ class MaskableDAPO(DAPO, PolicyWithoutSDE):
         return partial(MaskingPolicy, use_masking=self._use_masking, is_lean=self._is_fast())
 
     def _suits_fusing(self) -> bool:
-        return FusedMlp.suits(self.policy, MaskableActorCriticPolicy, [MaskableCategoricalDistribution])
+        return FusedPolicy.suits(
+            self.policy, (MaskableActorCriticPolicy, MaskableCnnPolicy), [MaskableCategoricalDistribution]
+        )
 
     def _evaluate(self, samples: RolloutRingSamples) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         policy: Any = self.policy
