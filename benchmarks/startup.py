@@ -1,6 +1,6 @@
 """
-How long does `sb3-dapo train` take until it has logged its first update, and how long RL Zoo's own command? On CartPole,
-whose settings are the same in both, in alternating processes.
+How long does `sb3-dapo train` take until it has logged its first update, and how long RL Zoo's own command? On
+CartPole, whose settings are the same in both, in alternating processes.
 
     python benchmarks/startup.py            # rewrites results/startup.csv and startup.md
     python benchmarks/startup.py --report   # only startup.md, from startup.csv
@@ -63,7 +63,13 @@ def measure(n_runs: int) -> Iterator[dict[str, Any]]:
         for name, arguments in CONTESTANTS.items():
             wall, cpu = first_update(arguments)
             if run > 0:  # the first one reads the libraries from the disk
-                yield {"contestant": name, "run": run, "wall_s": f"{wall:.2f}", "cpu_s": f"{cpu:.2f}", "machine": machine}
+                yield {
+                    "contestant": name,
+                    "run": run,
+                    "wall_s": f"{wall:.2f}",
+                    "cpu_s": f"{cpu:.2f}",
+                    "machine": machine,
+                }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

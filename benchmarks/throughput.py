@@ -103,6 +103,7 @@ DEFAULT_TASKS: dict[str, dict[str, Any]] = {
         "batch_size": 64,
     },
     "MinAtar Breakout, 8 environments": {"env_id": "MinAtar/Breakout-v1", **DEFAULTS},
+    "MinAtar Breakout, one thread": {"env_id": "MinAtar/Breakout-v1", **DEFAULTS, "threads": 1},
 }
 ATARI_CONTESTANTS = (BASELINE, "DAPO", "DAPO, native", "DAPO, native, autocast=False")
 SMALL_CONTESTANTS = (BASELINE, "DAPO", "DAPO, fast=False", "sbx PPO")
@@ -227,8 +228,7 @@ def compare(args: argparse.Namespace, task: dict[str, Any], among: Iterable[str]
                 n_iterations=args.iterations,
                 n_warmup=contestant.n_warmup,
                 device=args.device,
-                threads=args.threads,
-                **task,
+                **{"threads": args.threads, **task},
             )
             row = measure(name, settings, pythons.get(name, Path(sys.executable)))
             if "note" in row:
@@ -415,8 +415,10 @@ def tasks_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     :param rows: of several tasks
     :return: the rows of each
     """
-    keys = {name: (task["env_id"], task["n_envs"]) for name, task in DEFAULT_TASKS.items()}
-    found = {name: [row for row in rows if (row["env_id"], row["n_envs"]) == key] for name, key in keys.items()}
+    found = {}
+    for name, task in DEFAULT_TASKS.items():
+        own = [row for row in rows if (row["env_id"], row["n_envs"]) == (task["env_id"], task["n_envs"])]
+        found[name] = [row for row in own if row["threads"] == task.get("threads", row["cores"])]
     return {name: own for name, own in found.items() if own}
 
 

@@ -442,16 +442,17 @@ class FlatAdam:
         self.count += 1
         group = self.optimizer.param_groups[0]
         (beta1, beta2), counts = group["betas"], [self.count] * len(self.parameters)
-        settings: dict[str, Any] = {"lr": float(group["lr"]), "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
+        settings: Any = {"lr": float(group["lr"]), "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
         settings |= {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
-        th._fused_adam_(*self._tensors, [], counts, **settings)
+        parameters, averages, squares = self._tensors
+        th._fused_adam_(parameters, self._gradients, averages, squares, [], counts, **settings)
         for hook in self.optimizer._optimizer_step_post_hooks.values():
             hook(self.optimizer, (), {})
 
     def _begin(self) -> None:
         states = [self.optimizer.state[p] for p in self.parameters]
-        averages = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-        self._tensors = ([p.detach() for p in self.parameters], self._gradients, *averages)
+        averages, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        self._tensors = ([p.detach() for p in self.parameters], averages, squares)
         # One for all, as to count each would take longer than the step. They differ if some were frozen once
         self.count = states[0]["step"].clone() if len({state["step"].item() for state in states}) == 1 else None
 

@@ -1,5 +1,10 @@
 """The network for the MinAtar games."""
 
+import json
+import subprocess
+import sys
+
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -46,3 +51,23 @@ def test_trains(algo: type[DAPO]) -> None:
     after = model.policy.parameters_to_vector()
     assert np.isfinite(after).all()
     assert not np.array_equal(after, before)
+
+
+def test_registered_without_imports() -> None:
+    """The command knows the games as MinAtar itself registers them, and does not wait for its imports."""
+    minatar = pytest.importorskip("minatar.gym")
+    code = """
+import json, sys
+import gymnasium as gym
+import sb3_dapo.zoo
+found = {name: spec.to_json() for name, spec in gym.registry.items() if name.startswith("MinAtar/")}
+print(json.dumps([found, sorted({"seaborn", "pandas", "minatar"} & set(sys.modules))]))
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found, imported = json.loads(process.stdout.splitlines()[-1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gym.envs.registration, "registry", registry := {})
+        minatar.register_envs()
+    assert len(found) == 10
+    assert found == {name: spec.to_json() for name, spec in registry.items()}
+    assert imported == []

@@ -41,9 +41,13 @@ def register() -> None:
                 converter = CONVERTERS.get(name, convert_onpolicy_params)
                 register_algorithm(name, algo_class, sampler=sampler, converter=converter)
     if importlib.util.find_spec("minatar") is not None and "MinAtar/Asterix-v1" not in gym.registry:
-        import minatar.gym
-
-        minatar.gym.register_envs()
+        # As `minatar.gym.register_envs` does, without its imports: seaborn and pandas take a fourth of the time
+        # until training begins
+        for game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"):
+            for version, is_minimal in enumerate((False, True)):
+                kwargs = {"game": game, "use_minimal_action_set": is_minimal}
+                name = f"MinAtar/{game.title().replace('_', '')}-v{version}"
+                gym.register(name, "minatar.gym:BaseEnv", kwargs=kwargs)
 
 
 def register_algorithm(
