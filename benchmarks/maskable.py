@@ -32,7 +32,7 @@ from store import write_table
 from sb3_dapo import MaskableDAPO
 
 RESULTS = Path(__file__).parent / "results" / "maskable.csv"
-FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "maskable.png"
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "maskable.svg"
 COLUMNS = ["task", "algo", "seed", "timesteps", "score"]
 N_ENVS = 8
 SETTINGS: dict[str, Any] = {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "device": "cpu"}
@@ -151,7 +151,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def draw(rows: Sequence[dict[str, Any]]) -> None:
     """Draw mean and range of the seeds."""
-    mpl.use("agg")
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "maskable"
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure, all_axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 3.6), squeeze=False, layout="constrained")
     for task, axes in zip(tasks, all_axes[0], strict=True):
@@ -167,7 +168,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
         axes.set(title=task, xlabel="Environment steps", ylabel="Score")
         axes.grid(alpha=0.3)
     all_axes[0, 0].legend()
-    figure.savefig(FIGURE, dpi=120)
+    figure.savefig(FIGURE, metadata={"Date": None}, facecolor="white")
 
 
 def main() -> None:

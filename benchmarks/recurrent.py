@@ -3,7 +3,8 @@ Does RecurrentDAPO remember, and does reuse work with it? Three tasks that take 
 
     python benchmarks/recurrent.py                  # trains what is missing in results/recurrent.csv
     python benchmarks/recurrent.py --tasks cue      # of some tasks
-    python benchmarks/recurrent.py --report         # only recurrent.md and recurrent.png, from the CSV file
+    python benchmarks/recurrent.py --report         # only recurrent.md and the figure, from the CSV file
+    python benchmarks/recurrent.py --states         # states recomputed or not: results/recurrent_states.csv
 
 A run that was killed has left no rows, and is made again. All agents of a task use each step equally often.
 """
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import matplotlib as mpl
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -35,6 +37,7 @@ from sb3_dapo.recurrent.policies import process_step
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "recurrent.csv"
+FIGURE = ROOT / "docs" / "figures" / "recurrent.svg"
 COLUMNS = ["task", "agent", "seed", "timesteps", "score"]
 N_MARKS = 10  # evaluations of a run
 
@@ -57,6 +60,20 @@ def without(env_id: str, kept: Sequence[int]) -> gym.Env:
     space: Any = env.observation_space
     shown = spaces.Box(space.low[indices], space.high[indices])
     return gym.wrappers.TransformObservation(env, lambda observation: observation[indices], shown)
+
+
+TITLES = {
+    "cue": "Cue, ten steps ago",
+    "cartpole": "CartPole without velocities",
+    "pendulum": "Pendulum without velocity",
+}
+# Agents of the figure, with their colours
+DRAWN = {
+    "DAPO, one frame": "#969696",
+    "RecurrentPPO": "#1f6fb5",
+    "RecurrentDAPO": "#e7298a",
+    "RecurrentDAPO, K = 2": "#980043",
+}
 
 
 class Task(NamedTuple):
@@ -146,7 +163,6 @@ class AgentKind(NamedTuple):
     settings: dict[str, Any] = {}  # noqa: RUF012
 
 
-SHORT = {"sequence_length": 8}
 # With K rollouts there is a K-th of the epochs. Reuse is with the multi-step divergence of the paper
 AGENTS = {
     "DAPO, one frame": AgentKind(DAPO),
@@ -155,10 +171,14 @@ AGENTS = {
     "RecurrentDAPO, K = 2": AgentKind(RecurrentDAPO, 2),
     "RecurrentDAPO, K = 4": AgentKind(RecurrentDAPO, 4),
     "RecurrentDAPO, K = 4, exact": AgentKind(RecurrentDAPO, 4, {"exact_targets": True}),
-    # Sequences so short that much depends on the states that they begin with
-    **{f"K = {k}, sequences of 8": AgentKind(RecurrentDAPO, k, SHORT) for k in (1, 2, 4)},
-    **{f"K = {k}, sequences of 8, recomputed": AgentKind(Recomputing, k, SHORT) for k in (1, 2, 4)},
 }
+# Sequences so short that much depends on the states that they begin with
+STATES = {
+    f"K = {k}, sequences of 8{text}": AgentKind(algo, k, {"sequence_length": 8})
+    for k in (1, 2, 4)
+    for text, algo in (("", RecurrentDAPO), (", recomputed", Recomputing))
+}
+AGENTS |= STATES
 
 
 def make_model(task: Task, kind: AgentKind, env: VecEnv, seed: int) -> Any:
@@ -223,9 +243,9 @@ def means(rows: Sequence[dict[str, str]], task: str, agent: str, first: int = 0)
 def table(rows: Sequence[dict[str, str]]) -> str:
     """:return: a Markdown table: means of the last three evaluations, with 95 % intervals of Student's t; of all"""
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
-    lines = [f"| agent | {' | '.join(f'{t}, {TASKS[t].timesteps:,} steps' for t in tasks)} |"]
+    lines = [f"| agent | {' | '.join(f'{TITLES[t]}, {TASKS[t].timesteps:,} steps' for t in tasks)} |"]
     lines.append(f"| --- |{' --: |' * len(tasks)}")
-    for agent in AGENTS:
+    for agent in [agent for agent in AGENTS if any(row["agent"] == agent for row in rows)]:
         cells = []
         for task in tasks:
             scores = means(rows, task, agent, N_MARKS - 3)
@@ -236,12 +256,14 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def figure(rows: Sequence[dict[str, str]]) -> Figure:
-    """:return: learning curves, a line per run"""
+def draw(rows: Sequence[dict[str, str]]) -> None:
+    """Draw the learning curves of some agents: a line per run, and their mean."""
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "recurrent"
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
-    drawn = Figure(figsize=(4.5 * len(tasks), 4), layout="constrained")
-    for axes, task in zip(drawn.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        for i, agent in enumerate(AGENTS):
+    figure = Figure(figsize=(3.4 * len(tasks), 3.2), layout="constrained", facecolor="white")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        for agent, color in DRAWN.items():
             runs: dict[str, list[tuple[int, float]]] = {}
             for row in rows:
                 if (row["task"], row["agent"]) == (task, agent):
@@ -249,11 +271,18 @@ def figure(rows: Sequence[dict[str, str]]) -> Figure:
             if runs:
                 steps = np.mean([[step for step, _ in run] for run in runs.values()], axis=0)
                 scores = np.array([[score for _, score in run] for run in runs.values()])
-                axes.plot(steps, scores.T, color=f"C{i}", alpha=0.25, linewidth=0.8)
-                axes.plot(steps, scores.mean(axis=0), color=f"C{i}", label=agent)
-        axes.set(title=task, xlabel="environment steps", ylabel="score")
-        axes.legend(fontsize="x-small")
-    return drawn
+                axes.plot(steps, scores.T, color=color, alpha=0.25, linewidth=0.8)
+                axes.plot(steps, scores.mean(axis=0), color=color, label=agent, linewidth=2)
+        axes.set_title(TITLES[task], fontsize=10)
+        axes.set_xlabel("environment steps", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.locator_params(axis="x", nbins=3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("score", fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=9, frameon=False, ncols=len(labels), loc="outside lower center")
+    figure.savefig(FIGURE, metadata={"Date": None})
 
 
 def main() -> None:
@@ -261,10 +290,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="seeds 1 to N (default: 5)")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--agents", nargs="+", choices=list(AGENTS), default=list(AGENTS))
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--agents", nargs="+", choices=list(AGENTS))
+    parser.add_argument("--states", action="store_true", help="compare states that are recomputed with those kept")
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--report", action="store_true", help="only write table and figure, from what is in the output")
     args = parser.parse_args()
+    args.agents = args.agents or [agent for agent in AGENTS if (agent in STATES) == args.states]
+    args.output = args.output or (RESULTS.with_name("recurrent_states.csv") if args.states else RESULTS)
     th.set_num_threads(1)
 
     missing = [(task, agent, seed) for seed in range(1, args.seeds + 1) for task in args.tasks for agent in args.agents]
@@ -276,7 +308,8 @@ def main() -> None:
         write_csv(args.output, COLUMNS, [*rows, *new])
         print(f"{task:9} {agent:28} seed {seed}  {new[-1]['score']}", flush=True)
     write_table(args.output, table)
-    figure(read(args.output)).savefig(args.output.with_suffix(".png"), dpi=120)
+    if args.output == RESULTS:
+        draw(read(args.output))
 
 
 if __name__ == "__main__":
