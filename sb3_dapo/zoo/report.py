@@ -16,7 +16,7 @@ from sb3_dapo.arguments import arguments_of
 from sb3_dapo.atari_scores import atari_scores
 from sb3_dapo.zoo.curves import EVALUATIONS, Curve, draw_curves, number, read_curve, text_curves
 from sb3_dapo.zoo.evaluation import Agent, Scores, constant_scores, evaluate, random_scores
-from sb3_dapo.zoo.parsers import agent_parser, positive
+from sb3_dapo.zoo.parsers import agent_parser, numbered_runs, positive
 from sb3_dapo.zoo.video import record
 
 SCORES_FILE = "scores.csv"
@@ -106,7 +106,10 @@ def save_learning_curve(
 def commands(agent: Agent, folder: str) -> str:
     """What to do next."""
     env, steps = f"--env {agent.env.gym_id}", int(agent.train_args.get("n_timesteps", -1))
-    named = f"--algo {agent.algo} {env} -f {folder}"
+    runs = numbered_runs(agent.folder.parent, agent.env)
+    number_of_run = next((n for n, run in runs.items() if run == agent.folder), 0)
+    this_run = f" --exp-id {number_of_run}" if number_of_run != max(runs, default=0) else ""
+    named = f"--algo {agent.algo} {env} -f {folder}{this_run}"
     other = "dapo" if agent.algo == "ppo" else "ppo"
     budget, longer = (f" -n {steps}", f" -n {4 * steps}") if steps > 0 else ("", "")
     rows = {
