@@ -22,7 +22,7 @@ def compare() -> None:
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--env", help="environment IDs", nargs="+", type=EnvironmentName, required=True)
     parser.add_argument("--algos", "-a", help="algorithms (default: all that have runs)", nargs="+", default=[])
-    parser.add_argument("-f", "--folder", help="log folder", default=LOG_FOLDER)
+    parser.add_argument("-f", "--folder", help="log folder (default: %(default)s)", default=LOG_FOLDER)
     parser.add_argument("-o", "--output", help="PNG file (default: comparison.png in the log folder)")
     args = parser.parse_args()
     folder = Path(args.folder)

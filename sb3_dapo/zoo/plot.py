@@ -141,10 +141,8 @@ def plot_run(
 
 def plot() -> None:
     """The command `sb3-dapo plot`."""
-    text = (
-        "Draw how a run went, or goes: score, divergence, KL, ratios and reuse side by side. With runs of other seeds, "
-    )
-    text += "means over all with the same settings and their 95 %% intervals, unless --exp-id names one."
+    text = "Draw how a run went, or goes: score, divergence, KL, ratios and reuse side by side. Where finished runs "
+    text += "differ only in their seeds: means over them and 95 % intervals, unless --exp-id names one."
     parser = argparse.ArgumentParser(description=text)
     add_run_arguments(parser)
     parser.add_argument("-tb", "--tensorboard", help="folder with the run's event files (default: where it was logged)")
