@@ -93,6 +93,17 @@ def test_curves_are_named_after_what_was_given(empty_folder: Path) -> None:
     assert labels[1] == "DAPO, learning_rate=lin_0.005, n_rollouts=2, policy_loss=plain"
 
 
+def test_a_repeated_run_counts_once(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(f"CartPole-v1_{number}", [number] * 3, seed=seed) for number, seed in ((1, 0), (2, 1), (3, 0))]
+    env = EnvironmentName("CartPole-v1")
+    (curve,) = read_curves(Path("logs"), ["dapo"], env)
+    assert curve.final.tolist() == [2, 3]
+    assert capsys.readouterr().out == "Leaving out logs/dapo/CartPole-v1_1: another run has its seed\n"
+    (runs[0] / "CartPole-v1.zip").touch()  # only the first has come to its end
+    (curve,) = read_curves(Path("logs"), ["dapo"], env)
+    assert curve.final.tolist() == [1, 2]
+
+
 def test_intervals_cover_the_mean() -> None:
     scores = np.random.default_rng(0).normal(5.0, 1.0, (20, 3))
     low, high = interval(scores)

@@ -79,7 +79,17 @@ def runs_by_settings(folder: Path, env: EnvironmentName, file: str) -> list[Grou
         else:
             named = {name: args[name] for name in ("preset", "conf_file") if args.get(name) is not None}
             groups.append(Group(settings, named | of_run | (args.get("hyperparams") or {}), [run]))
-    return groups
+    return [group._replace(runs=without_repeated(group.runs, env)) for group in groups]
+
+
+def without_repeated(runs: list[Path], env: EnvironmentName) -> list[Path]:
+    """Runs without those that a later one repeats with the same seed, which are no evidence of their own, and told."""
+    last: dict[Any, Path] = {}
+    for run in sorted(runs, key=lambda run: (run / f"{env}.zip").is_file()):  # one that is finished counts as later
+        last[read_saved(run, env, "args").get("seed", run)] = run
+    for run in [run for run in runs if run not in last.values()]:
+        print(f"Leaving out {run}: another run has its seed")
+    return [run for run in runs if run in last.values()]
 
 
 def read_curves(folder: Path, algos: Iterable[str], env: EnvironmentName) -> list[Curve]:
