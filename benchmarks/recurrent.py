@@ -22,6 +22,7 @@ import torch as th
 from gymnasium import spaces
 from matplotlib.figure import Figure
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from scipy import stats
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -30,6 +31,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from store import write_csv, write_table
 
 from sb3_dapo import DAPO, RecurrentDAPO
+from sb3_dapo.recurrent.policies import process_step
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "recurrent.csv"
@@ -101,6 +103,41 @@ TASKS = {
 }
 
 
+class Recomputing(RecurrentDAPO):
+    """
+    Begins each epoch with a pass of the present LSTM over the kept rollouts, which replaces the states that sequences
+    begin with: the longest burn-in there can be, from the first step of each rollout on.
+    """
+
+    def _update_targets(self, exact: bool) -> None:
+        self.rollout_buffer.join()
+        self.recompute_states()
+        super()._update_targets(exact)
+
+    @th.no_grad()
+    def recompute_states(self) -> None:
+        """Step through all kept rollouts side by side."""
+        ring, policy = self.rollout_buffer, self.policy
+        length, n_steps = ring.sequence_length, ring.buffer_size
+        kept = ring.input_stores["lstm_states"].kept[: ring.n_kept].flatten(0, 1)  # (K N, T / L, C, layers, H), a view
+        starts = ring.input_stores["episode_starts"].kept[: ring.n_kept].flatten(0, 1)  # (K * N, T)
+        rows = th.arange(len(kept)) * n_steps
+        states = policy.split_states(kept[:, 0])
+        for step in range(n_steps - length):
+            if step > 0 and step % length == 0:
+                kept[:, step // length] = policy.stack_states(states)
+            observations = {key: store.gather(rows + step) for key, store in ring.observation_stores.items()}
+            features: Any = policy.extract_features(ring._from_dict(observations))
+            begins = starts[:, step].float()
+            after = [
+                process_step(features, state, begins, lstm)[1]
+                for state, lstm in ((states.pi, policy.lstm_actor), (states.vf, policy.lstm_critic))
+            ]
+            states = RNNStates(*after)
+        if n_steps > length:
+            kept[:, -1] = policy.stack_states(states)
+
+
 class AgentKind(NamedTuple):
     """An algorithm, and how many rollouts it learns from."""
 
@@ -109,6 +146,7 @@ class AgentKind(NamedTuple):
     settings: dict[str, Any] = {}  # noqa: RUF012
 
 
+SHORT = {"sequence_length": 8}
 # With K rollouts there is a K-th of the epochs. Reuse is with the multi-step divergence of the paper
 AGENTS = {
     "DAPO, one frame": AgentKind(DAPO),
@@ -117,6 +155,9 @@ AGENTS = {
     "RecurrentDAPO, K = 2": AgentKind(RecurrentDAPO, 2),
     "RecurrentDAPO, K = 4": AgentKind(RecurrentDAPO, 4),
     "RecurrentDAPO, K = 4, exact": AgentKind(RecurrentDAPO, 4, {"exact_targets": True}),
+    # Sequences so short that much depends on the states that they begin with
+    **{f"K = {k}, sequences of 8": AgentKind(RecurrentDAPO, k, SHORT) for k in (1, 2, 4)},
+    **{f"K = {k}, sequences of 8, recomputed": AgentKind(Recomputing, k, SHORT) for k in (1, 2, 4)},
 }
 
 
