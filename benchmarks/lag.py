@@ -65,7 +65,7 @@ class LaggingEnv(VecEnvWrapper):
     def __init__(self, actor: Actor, lag: int) -> None:
         super().__init__(actor.env)
         self.actor, self.n_sources = actor, 1
-        self.published: deque[Publication] = deque(maxlen=lag + 1)
+        self.published: deque[bytes] = deque(maxlen=lag + 1)
         self.lags: list[int] = []
 
     def rollouts_for(self, model: DAPO) -> Iterator[Rollout]:
@@ -76,12 +76,10 @@ class LaggingEnv(VecEnvWrapper):
         file = io.BytesIO()
         if self.actor.model is None:
             model.save(file)
-        number = model._policy_version
-        parameters = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-        self.published.append(Publication(number, number, parameters, model._is_fast(), False, None, 0))
+        self.published.append(Publication.of(model, model._policy_version))
         saved = (type(model), file.getvalue()) if self.actor.model is None else None
         rollout = self.actor.collect(self.published[0], None, None, saved).rollout
-        self.lags.append(number - rollout.version)
+        self.lags.append(model._policy_version - rollout.version)
         yield rollout
 
     def reset(self) -> Any:
