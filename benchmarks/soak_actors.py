@@ -46,6 +46,8 @@ N_ACTORS, N_ENVS, N_STEPS = 3, 8, 128
 SECONDS_PER_STEP = 0.02
 CHECKPOINT_FREQ = 40_000
 SECONDS_PER_ROW = 30.0
+# What Ray says when a busy machine takes more than half a minute to start it
+RAY_WAS_SLOW = "timed out during startup"
 
 
 # --- a run ----------------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ class Run:
     """
 
     def __init__(self, name: str, folder: Path, until: float) -> None:
-        self.name, self.folder, self.until = name, folder, until
+        self.name, self.folder, self.until, self.errors = name, folder, until, folder / "errors"
         folder.mkdir()
         self.n_learner_kills = self.n_actor_kills = 0
         self.problems: list[str] = []
@@ -214,15 +216,18 @@ class Run:
         environment.pop("RAY_ADDRESS", None)
         self.status: dict[str, Any] = {}
         (self.folder / "status").unlink(missing_ok=True)
-        with (self.folder / "errors").open("a") as file:
+        with self.errors.open("a") as file:
             self.process = subprocess.Popen(command, env=environment, stderr=file)
 
     def look(self) -> bool:
         """:return: whether it goes on"""
         if (self.folder / "status").exists():
             self.status = json.loads((self.folder / "status").read_text())
-        if self.process.poll() not in (None, 0):
-            self.problems.append(f"the learner ended with {self.process.returncode}, see {self.folder / 'errors'}")
+        if self.process.poll() not in (None, 0) and not self.status and RAY_WAS_SLOW in self.errors.read_text():
+            self.errors.unlink()
+            self.start()
+        elif self.process.returncode not in (None, 0):
+            self.problems.append(f"the learner ended with {self.process.returncode}, see {self.errors}")
         return self.process.returncode is None
 
     def kill_actor(self, rng: random.Random) -> None:
