@@ -26,7 +26,7 @@ LOGS = logs
 .PHONY: train test check docs clean
 
 TRAIN = --env $(ENV) -n $(STEPS) --seed $(SEED) $(if $(PRESET),--preset $(PRESET)) --verbose 0 --progress \
-	-f $(LOGS) -tb $(LOGS)/tensorboard --eval-freq $$(($(STEPS) / 8)) --n-eval-envs 5
+	-f $(LOGS) -tb $(LOGS)/tensorboard --eval-freq $(shell expr $(STEPS) / 8) --n-eval-envs 5
 
 train: $(INSTALLED)
 	$(BIN)/sb3-dapo train --algo $(ALGO) $(TRAIN) $(if $(ACTORS),--actors $(ACTORS))
@@ -50,6 +50,7 @@ clean:
 	rm -rf $(VENV) build dist docs/_build sb3_dapo.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): a minute or two, without output"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@

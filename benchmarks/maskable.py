@@ -1,21 +1,17 @@
 """
-What do masks bring, and what do they cost? MaskableDAPO beside sb3-contrib's MaskablePPO and beside DAPO without masks.
+What do masks bring? MaskableDAPO beside sb3-contrib's MaskablePPO and beside DAPO without masks.
 
-    python benchmarks/maskable.py speed              # env steps/s, alternating processes: results/maskable_speed.csv
-    python benchmarks/maskable.py learn --seeds 5    # learning curves: results/maskable_learning.csv
-    python benchmarks/maskable.py report             # tables and the figure, from what is there
+    python benchmarks/maskable.py            # trains what is missing in results/maskable.csv
+    python benchmarks/maskable.py --report   # only the table and the figure, from the CSV file
 
-Runs of ``learn`` that are in the results are skipped, so that it can be stopped and given again; one seed of everything
-comes before the next.
+A run that was killed has left no rows, and is made again; one seed of everything comes before the next. What masks cost
+is measured by ``siblings.py``.
 """
 
 import argparse
 import csv
-import multiprocessing
-import os
 import statistics
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +27,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import set_random_seed
-from store import processor, stream_csv, write_table
+from store import write_table
 
 from sb3_dapo import MaskableDAPO
 
-RESULTS = Path(__file__).parent / "results"
-FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "maskable.png"
-SPEED, LEARNING = RESULTS / "maskable_speed.csv", RESULTS / "maskable_learning.csv"
-SPEED_COLUMNS = ["task", "contestant", "run", "steps_per_s", "machine"]
-LEARNING_COLUMNS = ["task", "algo", "seed", "timesteps", "score"]
+RESULTS = Path(__file__).parent / "results" / "maskable.csv"
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "maskable.svg"
+COLUMNS = ["task", "algo", "seed", "timesteps", "score"]
 N_ENVS = 8
 SETTINGS: dict[str, Any] = {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "device": "cpu"}
 N_EVALUATIONS, N_EPISODES = 10, 40
@@ -51,7 +45,6 @@ TASKS: dict[str, Any] = {
     "MultiDiscrete": lambda: InvalidActionEnvMultiDiscrete(dims=[5, 3, 4], n_invalid_actions=3),
     "MultiBinary": lambda: InvalidActionEnvMultiBinary(dims=6, n_invalid_actions=3),
 }
-CONTESTANTS: dict[str, Any] = {"MaskablePPO": MaskablePPO, "MaskableDAPO": MaskableDAPO}
 # Task: environment steps and settings for learning
 LEARNED: dict[str, tuple[int, dict[str, Any]]] = {
     "Connect Four": (300_000, {"gamma": 0.99, "ent_coef": 0.01}),
@@ -64,43 +57,6 @@ ALGOS: dict[str, tuple[type[BaseAlgorithm], dict[str, Any], bool]] = {
     "MaskableDAPO, K = 2": (MaskableDAPO, {"advantage": "vtrace_gae", "n_rollouts": 2, "n_epochs": 2}, True),
     "without masks": (MaskableDAPO, {"advantage": "vtrace_gae"}, False),
 }
-
-
-def steps_per_second(task: str, contestant: str, n_steps: int) -> float:
-    """Of training, after two rollouts and updates to warm up."""
-    th.set_num_threads(1)
-    env = make_vec_env(TASKS[task], n_envs=N_ENVS, seed=0)
-    model = CONTESTANTS[contestant]("MlpPolicy", env, seed=0, **SETTINGS)
-    model.learn(2 * 128 * N_ENVS)
-    start = time.perf_counter()
-    model.learn(n_steps)
-    return n_steps / (time.perf_counter() - start)
-
-
-def measure(tasks: Sequence[str], n_runs: int, n_steps: int) -> Iterator[dict[str, Any]]:
-    """A row for each run, the contestants taking turns, each in a process of its own."""
-    machine = f"{processor()}, {os.cpu_count()} cores, torch {th.__version__}"
-    for task in tasks:
-        for run in range(1, n_runs + 1):
-            for name in CONTESTANTS:
-                with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    speed = f"{pool.apply(steps_per_second, (task, name, n_steps)):.1f}"
-                yield {"task": task, "contestant": name, "run": run, "steps_per_s": speed, "machine": machine}
-
-
-def speed_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table of the medians."""
-    speeds: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        speeds.setdefault(row["task"], {}).setdefault(row["contestant"], []).append(float(row["steps_per_s"]))
-    lines = ["| task | MaskablePPO, steps/s | MaskableDAPO, steps/s | ratio, median | runs |", "|---|--:|--:|--:|--:|"]
-    for task, values in speeds.items():
-        ppo, dapo = (values[name] for name in CONTESTANTS)
-        # of each round by itself, as the speed of a machine drifts
-        ratio = statistics.median(y / x for x, y in zip(ppo, dapo, strict=True))
-        medians = f"{statistics.median(ppo):,.0f} | {statistics.median(dapo):,.0f}"
-        lines.append(f"| {task} | {medians} | {ratio:.2f} | {len(ppo)} |")
-    return "\n".join(lines)
 
 
 class Scores(BaseCallback):
@@ -164,23 +120,23 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def learn(tasks: Sequence[str], algos: Sequence[str], n_seeds: int) -> None:
     """Make the runs that are missing; each is written as a whole."""
-    done = {(row["task"], row["algo"], int(row["seed"])) for row in read(LEARNING)}
+    done = {(row["task"], row["algo"], int(row["seed"])) for row in read(RESULTS)}
     for seed in range(1, n_seeds + 1):
         for task in tasks:
             for algo in algos:
                 if (task, algo, seed) in done:
                     continue
                 scores = curve(task, algo, seed)
-                is_new = not LEARNING.is_file()
-                with LEARNING.open("a", newline="") as file:
+                is_new = not RESULTS.is_file()
+                with RESULTS.open("a", newline="") as file:
                     writer = csv.writer(file, lineterminator="\n")
                     if is_new:
-                        writer.writerow(LEARNING_COLUMNS)
+                        writer.writerow(COLUMNS)
                     writer.writerows([task, algo, seed, steps, f"{score:.4g}"] for steps, score in scores)
                 print(f"{task}, {algo}, seed {seed}: {scores[-1][1]:.3g}", flush=True)
 
 
-def learning_table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     """A Markdown table: score at the end and mean over the run, with standard deviations over the seeds."""
     runs: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:
@@ -195,7 +151,8 @@ def learning_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def draw(rows: Sequence[dict[str, Any]]) -> None:
     """Draw mean and range of the seeds."""
-    mpl.use("agg")
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "maskable"
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure, all_axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 3.6), squeeze=False, layout="constrained")
     for task, axes in zip(tasks, all_axes[0], strict=True):
@@ -211,29 +168,21 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
         axes.set(title=task, xlabel="Environment steps", ylabel="Score")
         axes.grid(alpha=0.3)
     all_axes[0, 0].legend()
-    figure.savefig(FIGURE, dpi=120)
+    figure.savefig(FIGURE, metadata={"Date": None}, facecolor="white")
 
 
 def main() -> None:
-    """Measure, learn or report."""
+    """Train what is missing, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "learn", "report"])
-    parser.add_argument("--tasks", nargs="+", choices=TASKS)
+    parser.add_argument("--tasks", nargs="+", choices=LEARNED, default=list(LEARNED))
     parser.add_argument("--algos", nargs="+", choices=ALGOS, default=list(ALGOS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=5, help="of each contestant (default: 5)")
-    parser.add_argument("--steps", type=int, default=20_480, help="that a run's speed is measured over")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 1 to N (default: 5)")
+    parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
-    if args.what == "speed":
-        for row in stream_csv(SPEED, SPEED_COLUMNS, measure(args.tasks or list(TASKS), args.runs, args.steps)):
-            print(f"{row['task']:24} {row['contestant']:14} {float(row['steps_per_s']):7.0f} steps/s", flush=True)
-    elif args.what == "learn":
-        learn(args.tasks or list(LEARNED), args.algos, args.seeds)
-    for path, table in ((SPEED, speed_table), (LEARNING, learning_table)):
-        if path.is_file():
-            write_table(path, table)
-    if LEARNING.is_file():
-        draw(read(LEARNING))
+    if not args.report:
+        learn(args.tasks, args.algos, args.seeds)
+    write_table(RESULTS, table)
+    draw(read(RESULTS))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@ Does RecurrentDAPO remember, and does reuse work with it? Three tasks that take 
 
     python benchmarks/recurrent.py                  # trains what is missing in results/recurrent.csv
     python benchmarks/recurrent.py --tasks cue      # of some tasks
-    python benchmarks/recurrent.py --report         # only recurrent.md and recurrent.png, from the CSV file
+    python benchmarks/recurrent.py --report         # only recurrent.md and the figure, from the CSV file
+    python benchmarks/recurrent.py --states         # states recomputed or not: results/recurrent_states.csv
 
 A run that was killed has left no rows, and is made again. All agents of a task use each step equally often.
 """
@@ -17,11 +18,13 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import matplotlib as mpl
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from matplotlib.figure import Figure
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from scipy import stats
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -30,9 +33,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from store import write_csv, write_table
 
 from sb3_dapo import DAPO, RecurrentDAPO
+from sb3_dapo.recurrent.policies import process_step
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "recurrent.csv"
+FIGURE = ROOT / "docs" / "figures" / "recurrent.svg"
 COLUMNS = ["task", "agent", "seed", "timesteps", "score"]
 N_MARKS = 10  # evaluations of a run
 
@@ -55,6 +60,20 @@ def without(env_id: str, kept: Sequence[int]) -> gym.Env:
     space: Any = env.observation_space
     shown = spaces.Box(space.low[indices], space.high[indices])
     return gym.wrappers.TransformObservation(env, lambda observation: observation[indices], shown)
+
+
+TITLES = {
+    "cue": "Cue, ten steps ago",
+    "cartpole": "CartPole without velocities",
+    "pendulum": "Pendulum without velocity",
+}
+# Agents of the figure, with their colours
+DRAWN = {
+    "DAPO, one frame": "#969696",
+    "RecurrentPPO": "#1f6fb5",
+    "RecurrentDAPO": "#e7298a",
+    "RecurrentDAPO, K = 2": "#980043",
+}
 
 
 class Task(NamedTuple):
@@ -101,6 +120,41 @@ TASKS = {
 }
 
 
+class Recomputing(RecurrentDAPO):
+    """
+    Begins each epoch with a pass of the present LSTM over the kept rollouts, which replaces the states that sequences
+    begin with: the longest burn-in there can be, from the first step of each rollout on.
+    """
+
+    def _update_targets(self, exact: bool) -> None:
+        self.rollout_buffer.join()
+        self.recompute_states()
+        super()._update_targets(exact)
+
+    @th.no_grad()
+    def recompute_states(self) -> None:
+        """Step through all kept rollouts side by side."""
+        ring, policy = self.rollout_buffer, self.policy
+        length, n_steps = ring.sequence_length, ring.buffer_size
+        kept = ring.input_stores["lstm_states"].kept[: ring.n_kept].flatten(0, 1)  # (K N, T / L, C, layers, H), a view
+        starts = ring.input_stores["episode_starts"].kept[: ring.n_kept].flatten(0, 1)  # (K * N, T)
+        rows = th.arange(len(kept)) * n_steps
+        states = policy.split_states(kept[:, 0])
+        for step in range(n_steps - length):
+            if step > 0 and step % length == 0:
+                kept[:, step // length] = policy.stack_states(states)
+            observations = {key: store.gather(rows + step) for key, store in ring.observation_stores.items()}
+            features: Any = policy.extract_features(ring._from_dict(observations))
+            begins = starts[:, step].float()
+            after = [
+                process_step(features, state, begins, lstm)[1]
+                for state, lstm in ((states.pi, policy.lstm_actor), (states.vf, policy.lstm_critic))
+            ]
+            states = RNNStates(*after)
+        if n_steps > length:
+            kept[:, -1] = policy.stack_states(states)
+
+
 class AgentKind(NamedTuple):
     """An algorithm, and how many rollouts it learns from."""
 
@@ -118,6 +172,13 @@ AGENTS = {
     "RecurrentDAPO, K = 4": AgentKind(RecurrentDAPO, 4),
     "RecurrentDAPO, K = 4, exact": AgentKind(RecurrentDAPO, 4, {"exact_targets": True}),
 }
+# Sequences so short that much depends on the states that they begin with
+STATES = {
+    f"K = {k}, sequences of 8{text}": AgentKind(algo, k, {"sequence_length": 8})
+    for k in (1, 2, 4)
+    for text, algo in (("", RecurrentDAPO), (", recomputed", Recomputing))
+}
+AGENTS |= STATES
 
 
 def make_model(task: Task, kind: AgentKind, env: VecEnv, seed: int) -> Any:
@@ -182,9 +243,9 @@ def means(rows: Sequence[dict[str, str]], task: str, agent: str, first: int = 0)
 def table(rows: Sequence[dict[str, str]]) -> str:
     """:return: a Markdown table: means of the last three evaluations, with 95 % intervals of Student's t; of all"""
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
-    lines = [f"| agent | {' | '.join(f'{t}, {TASKS[t].timesteps:,} steps' for t in tasks)} |"]
+    lines = [f"| agent | {' | '.join(f'{TITLES[t]}, {TASKS[t].timesteps:,} steps' for t in tasks)} |"]
     lines.append(f"| --- |{' --: |' * len(tasks)}")
-    for agent in AGENTS:
+    for agent in [agent for agent in AGENTS if any(row["agent"] == agent for row in rows)]:
         cells = []
         for task in tasks:
             scores = means(rows, task, agent, N_MARKS - 3)
@@ -195,12 +256,14 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def figure(rows: Sequence[dict[str, str]]) -> Figure:
-    """:return: learning curves, a line per run"""
+def draw(rows: Sequence[dict[str, str]]) -> None:
+    """Draw the learning curves of some agents: a line per run, and their mean."""
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "recurrent"
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
-    drawn = Figure(figsize=(4.5 * len(tasks), 4), layout="constrained")
-    for axes, task in zip(drawn.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        for i, agent in enumerate(AGENTS):
+    figure = Figure(figsize=(3.4 * len(tasks), 3.2), layout="constrained", facecolor="white")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        for agent, color in DRAWN.items():
             runs: dict[str, list[tuple[int, float]]] = {}
             for row in rows:
                 if (row["task"], row["agent"]) == (task, agent):
@@ -208,11 +271,18 @@ def figure(rows: Sequence[dict[str, str]]) -> Figure:
             if runs:
                 steps = np.mean([[step for step, _ in run] for run in runs.values()], axis=0)
                 scores = np.array([[score for _, score in run] for run in runs.values()])
-                axes.plot(steps, scores.T, color=f"C{i}", alpha=0.25, linewidth=0.8)
-                axes.plot(steps, scores.mean(axis=0), color=f"C{i}", label=agent)
-        axes.set(title=task, xlabel="environment steps", ylabel="score")
-        axes.legend(fontsize="x-small")
-    return drawn
+                axes.plot(steps, scores.T, color=color, alpha=0.25, linewidth=0.8)
+                axes.plot(steps, scores.mean(axis=0), color=color, label=agent, linewidth=2)
+        axes.set_title(TITLES[task], fontsize=10)
+        axes.set_xlabel("environment steps", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.locator_params(axis="x", nbins=3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("score", fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=9, frameon=False, ncols=len(labels), loc="outside lower center")
+    figure.savefig(FIGURE, metadata={"Date": None})
 
 
 def main() -> None:
@@ -220,10 +290,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="seeds 1 to N (default: 5)")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--agents", nargs="+", choices=list(AGENTS), default=list(AGENTS))
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--agents", nargs="+", choices=list(AGENTS))
+    parser.add_argument("--states", action="store_true", help="compare states that are recomputed with those kept")
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--report", action="store_true", help="only write table and figure, from what is in the output")
     args = parser.parse_args()
+    args.agents = args.agents or [agent for agent in AGENTS if (agent in STATES) == args.states]
+    args.output = args.output or (RESULTS.with_name("recurrent_states.csv") if args.states else RESULTS)
     th.set_num_threads(1)
 
     missing = [(task, agent, seed) for seed in range(1, args.seeds + 1) for task in args.tasks for agent in args.agents]
@@ -235,7 +308,8 @@ def main() -> None:
         write_csv(args.output, COLUMNS, [*rows, *new])
         print(f"{task:9} {agent:28} seed {seed}  {new[-1]['score']}", flush=True)
     write_table(args.output, table)
-    figure(read(args.output)).savefig(args.output.with_suffix(".png"), dpi=120)
+    if args.output == RESULTS:
+        draw(read(args.output))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ ALGO = ("--algo", DEFAULT_ALGO)
 PLOTS = ("--algos", DEFAULT_ALGO, "--exp-folders", LOG_FOLDER)
 COMMANDS = {
     "train": Command("cli", "train an agent, or search hyperparameters (-optimize)", ALGO),
-    "report": Command("report", "what an agent has learned: its score beside those of others, its curve, a video"),
+    "report": Command("report", "compare an agent with random actions and a human; draw its curve, record a video"),
     "compare": Command("compare", "compare algorithms and settings: curves and scores, with intervals over seeds"),
     "enjoy": Command("cli", "watch a trained agent", (*ALGO, "--folder", LOG_FOLDER)),
     "record-video": Command("video", "record a trained agent as mp4 or GIF"),
@@ -36,22 +36,23 @@ COMMANDS = {
     "all-plots": Command("zoo_plots", "plot and tabulate the evaluations of several runs", PLOTS),
     "plot-from-file": Command("zoo_plots", "plot results saved by all-plots (rliable included)"),
     "benchmark": Command("cli", "evaluate every trained agent and write a table"),
-    "random": Command("evaluation", "score of a uniform random policy, for reference"),
+    "random": Command("evaluation", "score a uniform random policy"),
     "push-to-hub": Command("hub", "upload a trained agent to the Hugging Face Hub, with a model card"),
     "load-from-hub": Command("hub", "download an agent from the Hugging Face Hub into the log folder"),
 }
 
 
 EPILOG = """
-'sb3-dapo COMMAND --help' lists a command's arguments, which are those of RL Zoo. The algorithm is dapo unless --algo
-names another, the hyperparameters come from the file of this package unless --conf-file names another, and agents are
-kept in the folder 'logs'.
+'sb3-dapo COMMAND --help' lists the arguments of a command. They are RL Zoo's, with a few more. The algorithm is dapo
+unless --algo names another. Hyperparameters come from a file in this package unless --conf-file names another. Agents
+are saved in the folder 'logs'.
 
 examples:
-  sb3-dapo train --env CartPole-v1 --progress
-  sb3-dapo enjoy --env CartPole-v1
-  sb3-dapo train --env BreakoutNoFrameskip-v4 -n 500000 --hyperparams divergence_coef:0.1 n_rollouts:2
-  sb3-dapo train --env BreakoutNoFrameskip-v4 --algo ppo
+  sb3-dapo train --env CartPole-v1 --eval-freq 5000 --progress
+  sb3-dapo report --env CartPole-v1
+  sb3-dapo train --env CartPole-v1 --eval-freq 5000 --progress --algo ppo
+  sb3-dapo compare --env CartPole-v1
+  sb3-dapo train --env BreakoutNoFrameskip-v4 -n 500000 --preset scarce --hyperparams n_rollouts:4 n_epochs:2
 """
 
 

@@ -28,7 +28,13 @@ TRAIN = ("train", "--env", "CartPole-v1", "-n", "2048", "--eval-freq", "512", "-
 
 
 def write_run(
-    name: str, scores: list[float], algo: str = "dapo", seed: int = 0, freq: int = 100, **config: object
+    name: str,
+    scores: list[float],
+    algo: str = "dapo",
+    seed: int = 0,
+    freq: int = 100,
+    given: dict[str, object] | None = None,
+    **config: object,
 ) -> Path:
     """
     :param name: of the run's folder, `ENV_NUMBER`
@@ -36,6 +42,7 @@ def write_run(
     :param algo: its algorithm
     :param seed: its seed
     :param freq: steps between evaluations
+    :param given: further arguments of its command
     :param config: its hyperparameters
     :return: the folder
     """
@@ -43,7 +50,7 @@ def write_run(
     (run / name.rpartition("_")[0]).mkdir(parents=True)
     results = np.array(scores)[:, None] + np.array([-1.0, 1.0])
     np.savez(run / "evaluations.npz", timesteps=freq * np.arange(1, len(scores) + 1), results=results)
-    for file, content in (("args", {"seed": seed, "n_timesteps": 500}), ("config", config)):
+    for file, content in (("args", {"seed": seed, "n_timesteps": 500, **(given or {})}), ("config", config)):
         (run / name.rpartition("_")[0] / f"{file}.yml").write_text(yaml.dump(content))
     return run
 
@@ -59,11 +66,42 @@ def test_runs_that_differ_in_the_seed_are_one_curve(empty_folder: Path, capsys: 
     write_run("CartPole-v1_4", [0, 0, 0], algo="ppo")
     write_run("CartPole-v10_1", [5, 5, 5])
     curves = read_curves(Path("logs"), ["dapo", "ppo"], EnvironmentName("CartPole-v1"))
-    assert [curve.label for curve in curves] == ["DAPO, n_rollouts=default", "DAPO, n_rollouts=2", "PPO"]
+    assert [curve.label for curve in curves] == ["DAPO", "DAPO, n_rollouts=2", "PPO"]
     assert curves[0].scores.tolist() == [[1, 2, 3], [3, 4, 5]]
     assert curves[0].mean.tolist() == [2, 3, 4] and curves[0].final.tolist() == [2, 4]
     assert curves[0].steps.tolist() == [100, 200, 300]
     assert "Leaving out logs/dapo/CartPole-v1_10: 2 evaluations, where others have 3" in capsys.readouterr().out
+
+
+def test_curves_are_named_after_what_was_given(empty_folder: Path) -> None:
+    scarce = {"learning_rate": "lin_0.005", "n_rollouts": 2, "policy_loss": "plain"}
+    write_run("CartPole-v1_1", [1, 2], n_epochs=4, given={"preset": None, "hyperparams": None, "env_kwargs": {}})
+    write_run("CartPole-v1_2", [3, 4], **scarce, given={"preset": "scarce"})
+    write_run(
+        "CartPole-v1_3",
+        [5, 6],
+        **scarce | {"n_rollouts": 3},
+        given={"preset": "scarce", "hyperparams": {"n_rollouts": 3}},
+    )
+    env = EnvironmentName("CartPole-v1")
+    labels = ["DAPO", "DAPO, preset=scarce", "DAPO, n_rollouts=3, preset=scarce"]
+    assert [curve.label for curve in read_curves(Path("logs"), ["dapo"], env)] == labels
+    # Another version of the hyperparameter file: what was given is the same as in the first
+    write_run("CartPole-v1_4", [7, 8], n_epochs=5)
+    labels = [curve.label for curve in read_curves(Path("logs"), ["dapo"], env)]
+    assert labels[0] == "DAPO, n_epochs=4" and labels[3] == "DAPO, n_epochs=5"
+    assert labels[1] == "DAPO, learning_rate=lin_0.005, n_rollouts=2, policy_loss=plain"
+
+
+def test_a_repeated_run_counts_once(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(f"CartPole-v1_{number}", [number] * 3, seed=seed) for number, seed in ((1, 0), (2, 1), (3, 0))]
+    env = EnvironmentName("CartPole-v1")
+    (curve,) = read_curves(Path("logs"), ["dapo"], env)
+    assert curve.final.tolist() == [2, 3]
+    assert capsys.readouterr().out == "Leaving out logs/dapo/CartPole-v1_1: another run has its seed\n"
+    (runs[0] / "CartPole-v1.zip").touch()  # only the first has come to its end
+    (curve,) = read_curves(Path("logs"), ["dapo"], env)
+    assert curve.final.tolist() == [1, 2]
 
 
 def test_intervals_cover_the_mean() -> None:
@@ -120,7 +158,7 @@ def test_compare(command: Command) -> None:
     rows = [line.split() for line in output.splitlines() if re.match(r"  (DAPO|PPO) ", line)]
     assert [row[:3] for row in rows] == [["DAPO", "3", "21.0"], ["PPO", "3", "12.3"]]
     assert float(rows[0][3]) < 21 < float(rows[0][5])
-    assert "100% of pairs: a run of DAPO is better than one of PPO" in output
+    assert "In 100% of all pairs of runs DAPO beats PPO" in output and "fewer than 5 runs" in output
     assert "* DAPO   o PPO" in output
     assert Path("logs/comparison.png").read_bytes().startswith(PNG)
     assert "PPO" not in command("compare", "--env", "CartPole-v1", "-a", "dapo", "-o", "figure")
@@ -132,7 +170,21 @@ def test_compare_several_environments(command: Command) -> None:
     write_run("MinAtar-Breakout-v1_1", [3, 4])
     output = command("compare", "--env", "CartPole-v1", "MinAtar/Breakout-v1")
     assert output.index("CartPole-v1") < output.index("MinAtar/Breakout-v1")
-    assert output.count("one run says little") == 2
+    assert output.count("train other seeds") == 2
+
+
+def test_compare_of_many_settings_has_lines_and_a_figure_to_read(command: Command) -> None:
+    names = [f"setting_{letter}" for letter in "abcdefgh"]
+    for i, settings in enumerate(({name: 1 for name in names}, {name: 2 for name in names})):
+        write_run(f"CartPole-v1_{i + 1}", [10 * i, 20], **settings, given={"hyperparams": settings})
+    output = command("compare", "--env", "CartPole-v1")
+    table = output.split("mean of the last")[1].splitlines()
+    assert all(len(line) <= 80 for line in table if "beats" not in line) and "  o DAPO, setting_a=2" in output
+    # The curves have most of the figure
+    axes = Figure(figsize=(6.5, 4.5), layout="constrained").subplots()
+    draw_curves(axes, read_curves(Path("logs"), ["dapo"], EnvironmentName("CartPole-v1")), {})
+    axes.figure.draw_without_rendering()
+    assert axes.get_position().width > 0.8
 
 
 def test_compare_refuses_what_is_not_there(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,6 +229,13 @@ def test_report(command: Command) -> None:
     # What it prints can be run
     command(*shlex.split(said["compare with PPO"].split("sb3-dapo ")[1]))
     assert "* DAPO   o PPO" in command("compare", "--env", "CartPole-v1")
+
+
+def test_report_of_an_older_run_names_it(command: Command) -> None:
+    for _ in range(2):
+        command(*TRAIN, "--seed", "1")
+    assert "-f logs --exp-id 1 -n 5000" in command("report", "--env", "CartPole-v1", "-n", "2", "--exp-id", "1")
+    assert "--exp-id" not in command("report", "--env", "CartPole-v1", "-n", "2")
 
 
 def test_report_of_a_human(command: Command) -> None:

@@ -1,4 +1,4 @@
-"""Draw dapo_vs_ppo.svg and games.svg from benchmarks/results/minatar.csv: the evidence at a glance.
+"""Draw dapo_vs_ppo.svg, games.svg and suites.svg from benchmarks/results/*.csv: the evidence at a glance.
 
 Estimates and intervals are those of the tables, as they come from the same functions. Run from anywhere, with the extra
 ``zoo`` installed: ``python docs/figures/evidence.py``.
@@ -29,6 +29,35 @@ METHODS = {
 }
 OVERVIEW = ("dapo_gae", "a2c", "vtrace_gae", "ppo_ent")
 GAMES = ("dapo_gae", "ppo_ent", "ppo", "a2c")
+# Suite, regime, title, and what the rows of a panel are, from top to bottom: name in suites.py, text, whose colour
+PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
+    (
+        "minatar",
+        "scarce",
+        "MinAtar, tuned",
+        (
+            ("dapo_gae", "DAPO", "dapo_gae"),
+            ("vtrace_gae", "no divergence", "vtrace_gae"),
+            ("ppo_ent", "PPO", "ppo_ent"),
+        ),
+    ),
+    (
+        "mujoco",
+        "untuned",
+        "MuJoCo, not tuned",
+        (
+            ("dapo_gae", "DAPO", "dapo_gae"),
+            ("dapo_kl", "DAPO,\nKL target", "dapo_gae"),
+            ("ppo", "PPO", "ppo_ent"),
+        ),
+    ),
+    (
+        "atari5",
+        "scarce",
+        "Atari, not tuned",
+        (("dapo", "DAPO\nwith the clip", "dapo_gae"), ("ppo_fast", "PPO", "ppo_ent")),
+    ),
+)
 STYLE = {"font.size": 13, "svg.hashsalt": "sb3-dapo", "axes.spines.top": False, "axes.spines.right": False}
 
 Array = npt.NDArray[np.float64]
@@ -58,12 +87,13 @@ def draw_interval(axes: Any, y: int, estimate: report.Estimate, method: str) -> 
     axes.plot(estimate.value, y, "o", color=color, markersize=9)
 
 
-def name_rows(axes: Any, methods: tuple[str, ...]) -> None:
+def name_rows(axes: Any, methods: tuple[str, ...], names: list[str] | None = None) -> None:
     """
     :param axes: whose rows get the names of the methods, in their colours
     :param methods: from top to bottom
+    :param names: other names
     """
-    axes.set_yticks(range(len(methods)), [METHODS[method][0] for method in methods])
+    axes.set_yticks(range(len(methods)), names or [METHODS[method][0] for method in methods])
     for text, method in zip(axes.get_yticklabels(), methods, strict=True):
         text.set_color(METHODS[method][1])
         text.set_fontweight("bold")
@@ -137,8 +167,36 @@ def by_game(scores: dict[str, Array]) -> Any:
     return figure
 
 
+def all_suites() -> Any:
+    """
+    :return: final scores with intervals, a panel for each suite
+    """
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(11.0, 3.1), layout="constrained")
+    for (suite, regime, title, methods), axes in zip(PANELS, panels, strict=True):
+        rows = report.read_scores(RESULTS, suite)
+        rows = rows[(rows.regime == regime) & rows.algo.isin([algo for algo, _, _ in methods])]
+        envs = report.complete_envs(rows, suite)
+        final = {x: y[:, :, -1] for x, y in report.score_arrays(rows, [algo for algo, _, _ in methods], envs).items()}
+        found = report.estimates(final, report.iqm)
+        shown = [row for row in methods if row[0] in found]
+        for y, (algo, _, color) in enumerate(shown):
+            (estimate,) = found[algo]
+            draw_interval(axes, y, estimate, color)
+            axes.text(estimate.value, y - 0.2, f"{estimate.value:.2f}", ha="center", va="bottom")
+        names = [f"{text}\n({len(final[algo])} seeds)" for algo, text, _ in shown]
+        name_rows(axes, tuple(color for _, _, color in shown), names)
+        axes.set_xlim(0, 1.2 * max(found[algo][0].high for algo, _, _ in shown))
+        axes.set_title(f"{title}, {len(envs)} {'tasks' if suite == 'mujoco' else 'games'}", loc="left", fontsize=13)
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(axis="x", alpha=0.25)
+    figure.supxlabel("score, interquartile mean (every suite has a scale of its own)", fontsize=12)
+    return figure
+
+
 def main() -> None:
-    """Draw both figures beside this script."""
+    """Draw the figures beside this script."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -146,7 +204,8 @@ def main() -> None:
 
     plt.rcParams.update(STYLE)
     steps, scores = read()
-    for name, figure in (("dapo_vs_ppo", overview(steps, scores)), ("games", by_game(scores))):
+    figures = {"dapo_vs_ppo": overview(steps, scores), "games": by_game(scores), "suites": all_suites()}
+    for name, figure in figures.items():
         figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None}, facecolor="white")
         plt.close(figure)
 

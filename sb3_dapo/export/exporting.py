@@ -130,7 +130,7 @@ class Exportable(OnPolicyAlgorithm):
             this is not wrapped in it, it will be, with statistics that don't change. Without an environment,
             ``model.get_vec_normalize_env().normalize_obs(obs)`` gives what ``predict`` expects
         :param device: PyTorch device
-        :param policy: policy class, needed if it is an own one
+        :param policy: policy class, needed if it is a custom class
         :param kwargs: arguments of the class in place of the exported ones, needed if these could not be described;
             ``policy_kwargs`` has only those to replace
         :return: the model

@@ -3,13 +3,17 @@
 import argparse
 from itertools import combinations
 from pathlib import Path
+from textwrap import wrap
 
 from huggingface_sb3 import EnvironmentName
 from matplotlib.figure import Figure
 
 from sb3_dapo.atari_scores import atari_scores
 from sb3_dapo.cli import LOG_FOLDER
-from sb3_dapo.zoo.curves import N_LAST, Curve, draw_curves, interval, number, read_curves, text_curves
+from sb3_dapo.zoo.curves import LABEL_WIDTH, N_LAST, Curve, draw_curves, interval, number, read_curves, text_curves
+
+# With fewer runs, a bootstrap's interval is too narrow
+ENOUGH_RUNS = 5
 
 
 def compare() -> None:
@@ -18,7 +22,7 @@ def compare() -> None:
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--env", help="environment IDs", nargs="+", type=EnvironmentName, required=True)
     parser.add_argument("--algos", "-a", help="algorithms (default: all that have runs)", nargs="+", default=[])
-    parser.add_argument("-f", "--folder", help="log folder", default=LOG_FOLDER)
+    parser.add_argument("-f", "--folder", help="log folder (default: %(default)s)", default=LOG_FOLDER)
     parser.add_argument("-o", "--output", help="PNG file (default: comparison.png in the log folder)")
     args = parser.parse_args()
     folder = Path(args.folder)
@@ -50,15 +54,19 @@ def table(curves: list[Curve]) -> str:
 
     curves = sorted(curves, key=lambda curve: -curve.final.mean())
     title = f"mean of the last {N_LAST} evaluations"
-    width = max(len(title), *(len(curve.label) for curve in curves))
-    lines = [f"  {title:{width}}  {'runs':>5} {'score':>9}   95 % interval"]
-    for curve in curves:
-        n_runs, span = len(curve.final), "one run says little: train other seeds (--seed)"
+    labels = [wrap(curve.label, LABEL_WIDTH) for curve in curves]
+    width = max(len(title), *(len(line) for lines in labels for line in lines))
+    text = [f"  {title:{width}}  {'runs':>5} {'score':>9}   95 % interval"]
+    for curve, (label, *more) in zip(curves, labels, strict=True):
+        n_runs, span = len(curve.final), "-"
         if n_runs > 1:
             span = " to ".join(number(end) for end in interval(curve.final[:, None])[:, 0])
-        lines.append(f"  {curve.label:{width}}  {n_runs:>5} {number(curve.final.mean()):>9}   {span}")
-    for first, second in combinations(curves, 2):
-        if min(len(first.final), len(second.final)) > 1:
-            share = metrics.probability_of_improvement(first.final[:, None], second.final[:, None])
-            lines.append(f"  {share:.0%} of pairs: a run of {first.label} is better than one of {second.label}")
-    return "\n".join(lines)
+        text.append(f"  {label:{width}}  {n_runs:>5} {number(curve.final.mean()):>9}   {span}")
+        text += [f"    {line}" for line in more]
+    pairs = [pair for pair in combinations(curves, 2) if min(len(curve.final) for curve in pair) > 1]
+    for first, second in pairs:
+        share = metrics.probability_of_improvement(first.final[:, None], second.final[:, None])
+        text.append(f"  In {share:.0%} of all pairs of runs {first.label} beats {second.label}")
+    if min(len(curve.final) for curve in curves) < ENOUGH_RUNS:
+        text.append(f"  With fewer than {ENOUGH_RUNS} runs of each this says little: train other seeds (--seed)")
+    return "\n".join(text)

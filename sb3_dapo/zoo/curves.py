@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from textwrap import shorten
-from typing import Any
+from textwrap import fill, shorten
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ N_LAST = 3
 REPS = 2000
 MARKERS = "*o+x#@"
 WIDTH, HEIGHT = 64, 14  # of a curve in text
+LABEL_WIDTH = 48  # of a line of an algorithm's name and settings
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,42 @@ def interval(scores: Numbers) -> Numbers:
     return np.asarray(found[""])
 
 
-def runs_by_settings(folder: Path, env: EnvironmentName, file: str) -> list[tuple[dict[str, Any], list[Path]]]:
+class Group(NamedTuple):
+    """An algorithm's runs that differ in nothing but their seeds."""
+
+    settings: dict[str, Any]  # all of them
+    given: dict[str, Any]  # those that were given on the command line
+    runs: list[Path]
+
+
+def runs_by_settings(folder: Path, env: EnvironmentName, file: str) -> list[Group]:
     """An algorithm's runs that have a file, with those together that differ in nothing but their seeds."""
-    groups: list[tuple[dict[str, Any], list[Path]]] = []
+    groups: list[Group] = []
     for run in numbered_runs(folder, env).values():
         args = read_saved(run, env, "args")
-        given = {name: args.get(name) for name in ("n_timesteps", "env_kwargs", "actors")}
-        settings = {name: value for name, value in given.items() if value not in (-1, None)}
-        settings = read_saved(run, env, "config") | settings
+        of_run = {name: args.get(name) for name in ("n_timesteps", "env_kwargs", "actors")}
+        of_run = {name: value for name, value in of_run.items() if value not in (-1, None, {})}
+        settings = read_saved(run, env, "config") | of_run
         if not (run / file).is_file():
             continue
-        for other, runs in groups:
-            if other == settings:
-                runs.append(run)
+        for group in groups:
+            if group.settings == settings:
+                group.runs.append(run)
                 break
         else:
-            groups.append((settings, [run]))
-    return groups
+            named = {name: args[name] for name in ("preset", "conf_file") if args.get(name) is not None}
+            groups.append(Group(settings, named | of_run | (args.get("hyperparams") or {}), [run]))
+    return [group._replace(runs=without_repeated(group.runs, env)) for group in groups]
+
+
+def without_repeated(runs: list[Path], env: EnvironmentName) -> list[Path]:
+    """Runs without those that a later one repeats with the same seed, which are no evidence of their own, and told."""
+    last: dict[Any, Path] = {}
+    for run in sorted(runs, key=lambda run: (run / f"{env}.zip").is_file()):  # one that is finished counts as later
+        last[read_saved(run, env, "args").get("seed", run)] = run
+    for run in [run for run in runs if run not in last.values()]:
+        print(f"Leaving out {run}: another run has its seed")
+    return [run for run in runs if run in last.values()]
 
 
 def read_curves(folder: Path, algos: Iterable[str], env: EnvironmentName) -> list[Curve]:
@@ -77,16 +97,23 @@ def read_curves(folder: Path, algos: Iterable[str], env: EnvironmentName) -> lis
     curves = []
     for algo in algos:
         groups = runs_by_settings(folder / algo, env, EVALUATIONS)
-        for own, runs in groups:
-            label = ", ".join([algo.upper(), *differences(own, [settings for settings, _ in groups])])
-            curves.append(read_curve(label, runs))
+        for name, group in zip(names(groups), groups, strict=True):
+            curves.append(read_curve(", ".join([algo.upper(), *name]), group.runs))
     return curves
 
 
-def differences(own: dict[str, Any], others: list[dict[str, Any]]) -> list[str]:
-    """Settings in which the first differs from any of the others."""
-    names = sorted({name for other in others for name in {*own, *other} if own.get(name) != other.get(name)})
-    return [f"{name}={shorten(str(own.get(name, 'default')), 40)}" for name in names]
+def names(groups: Sequence[Group]) -> list[list[str]]:
+    """In what groups differ, of what was given on the command line; where that is the same, of all settings."""
+    found = differences([group.given for group in groups])
+    distinct = len(set(map(tuple, found))) == len(groups)
+    return found if distinct else differences([group.settings for group in groups])
+
+
+def differences(all_settings: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Of each, the settings that are not the same, or not there, in all."""
+    keys = sorted({key for settings in all_settings for key in settings})
+    keys = [key for key in keys if any(settings.get(key) != all_settings[0].get(key) for settings in all_settings)]
+    return [[f"{key}={shorten(str(own[key]), 40)}" for key in keys if key in own] for own in all_settings]
 
 
 def read_curve(label: str, runs: list[Path]) -> Curve:
@@ -112,7 +139,7 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], lines: Mapping[str, float])
     for curve in curves:
         n_runs = len(curve.scores)
         label = f"{curve.label}, {n_runs} runs, 95 % interval" if n_runs > 1 else f"{curve.label}, one run"
-        line = draw_mean(axes, replace(curve, label=label), marker="o", markersize=4, linewidth=2)
+        line = draw_mean(axes, replace(curve, label=fill(label, LABEL_WIDTH)), marker="o", markersize=4, linewidth=2)
         if n_runs > 1:
             axes.plot(curve.steps, curve.scores.T, color=line.get_color(), alpha=0.4, linewidth=0.8)
     for (name, value), style in zip(within_reach(curves, lines).items(), ("--", ":", "-."), strict=False):
@@ -168,4 +195,5 @@ def text_curves(curves: Sequence[Curve], lines: Mapping[str, float]) -> str:
     text = [f"{margin.get(i, ''):>{width}} |{''.join(cells)}{names[i]}" for i, cells in enumerate(grid)]
     text += [f"{'':{width}} +{'-' * WIDTH}", f"{'':{width}}  0{f'{last:,.0f} steps':>{WIDTH - 1}}"]
     legend = [f"{marker} {curve.label}" for marker, curve in zip(MARKERS, curves, strict=False)]
-    return "\n".join([*text, f"{'':{width}}  {'   '.join(legend)}"])
+    rows = legend if len("   ".join(legend)) > WIDTH else ["   ".join(legend)]
+    return "\n".join([*text, *(f"{'':{width}}  {row}" for row in rows)])

@@ -22,13 +22,13 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, unwrap_vec_normalize
 
 from sb3_dapo import DAPO
-from sb3_dapo.cli import DEFAULT_ALGO
 from sb3_dapo.maskable.acting import choice_sizes
 from sb3_dapo.zoo.exp_manager import ExperimentManager, native_kwargs, read_statistics
 from sb3_dapo.zoo.parsers import (
     BEST_MODEL,
     CHECKPOINT_PREFIX,
     add_env_arguments,
+    algo_options,
     check_env,
     checkpoint_steps,
     positive,
@@ -177,7 +177,7 @@ def random() -> None:
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--env", help="environment ID", type=EnvironmentName, default="CartPole-v1")
     parser.add_argument("-n", "--n-episodes", help="number of episodes (default: 20)", type=positive, default=20)
-    parser.add_argument("--algo", help="use this algorithm's wrappers", default=DEFAULT_ALGO, choices=list(ALGOS))
+    parser.add_argument("--algo", **algo_options("use this algorithm's wrappers", list(ALGOS)))
     parser.add_argument("-conf", "--conf-file", help="use the wrappers in this hyperparameter file")
     add_env_arguments(parser)
     args = parser.parse_args()

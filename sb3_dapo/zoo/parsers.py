@@ -106,12 +106,20 @@ class Assignments(StoreDict):
         setattr(namespace, self.dest, given)
 
 
+def algo_options(text: str, algos: list[str]) -> dict[str, Any]:
+    """How `--algo` is declared: the algorithms are listed once, and not in every usage and heading."""
+    text = f"{text} (default: {DEFAULT_ALGO}): {', '.join(algos)}"
+    return {"help": text, "metavar": "ALGO", "choices": algos, "default": DEFAULT_ALGO}
+
+
 class Parser(ArgumentParser):
     """Says what is wrong in one line: the Zoo's commands have too many arguments to list them every time."""
 
     def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
         if kwargs.get("action") is StoreDict:
             kwargs["action"] = Assignments
+        if "--algo" in names and "choices" in kwargs:
+            kwargs |= algo_options(kwargs["help"], list(kwargs["choices"]))
         return super().add_argument(*names, **kwargs)
 
     def error(self, message: str) -> NoReturn:
@@ -145,12 +153,13 @@ class TrainParser(Parser):
         return super().add_argument(*names, **CHANGED_OPTIONS.get(names[-1], kwargs))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        text = "go on with the latest run of --env from its newest checkpoint (see --save-freq), to the same total and "
+        self.description = "Train an agent, or search hyperparameters with -optimize. Most runs need only --env, -n, "
+        self.description += "--seed, --hyperparams or --preset, --eval-freq and --progress."
+        text = "continue the latest run of --env from its newest checkpoint (see --save-freq), to the same total and "
         text += "with the same arguments unless others are given"
         super().add_argument("--resume", action="store_true", help=text)
-        text = (
-            "settings that go together, by the kind of environment: scarce, for few steps; for ppo those that it shares"
-        )
+        text = "hyperparameters that go together, chosen by the kind of environment. scarce: for few steps, old "
+        text += "rollouts are used again. --hyperparams win. Other algorithms take those that they share with DAPO"
         super().add_argument("--preset", choices=list(PRESETS), help=text)
         self._add_actors()
         given, _ = self.parse_known_args(args)
@@ -179,8 +188,8 @@ class TrainParser(Parser):
     def _add_actors(self) -> None:
         # Those that are not given are left out, for the defaults of ActorVecEnv
         add = partial(super().add_argument, default=argparse.SUPPRESS)
-        super().add_argument("--actors", type=positive, help="collect on so many actors of a Ray cluster")
-        add("--ray-address", metavar="HOST:PORT", help="address of a Ray cluster (default: one of this machine only)")
+        super().add_argument("--actors", type=positive, help="number of processes that collect rollouts")
+        add("--ray-address", metavar="HOST:PORT", help="Ray cluster of the actors (default: this machine)")
         add("--cpus-per-actor", type=float, help="CPUs of each actor (default: 1)")
         add("--sync", action="store_true", help="actors wait for the newest weights: the same seed is the same run")
         add("--rollout-timeout", type=float, help="seconds after which an actor is replaced (default: 300)")
@@ -243,9 +252,10 @@ def add_run_arguments(
     parser: ArgumentParser, env_id: str | None = "CartPole-v1", algos: Iterable[str] = (), exp_id: str = "latest"
 ) -> None:
     """Arguments that name a run. `env_id` None: the environment must be given; no `algos`: all of the Zoo."""
-    parser.add_argument("--env", help="environment ID", type=EnvironmentName, default=env_id, required=env_id is None)
-    parser.add_argument("--algo", help="RL algorithm", default=DEFAULT_ALGO, choices=list(algos or ALGOS))
-    parser.add_argument("-f", "--folder", help="log folder", default=LOG_FOLDER)
+    text = "environment ID" + ("" if env_id is None else " (default: %(default)s)")
+    parser.add_argument("--env", help=text, type=EnvironmentName, default=env_id, required=env_id is None)
+    parser.add_argument("--algo", **algo_options("algorithm", list(algos or ALGOS)))
+    parser.add_argument("-f", "--folder", help="log folder (default: %(default)s)", default=LOG_FOLDER)
     parser.add_argument("--exp-id", help=f"experiment ID (default: 0: {exp_id}, -1: no folder)", type=int, default=0)
 
 
@@ -253,7 +263,9 @@ def add_env_arguments(parser: ArgumentParser, n_envs: int = 1) -> None:
     """Arguments that environments are made with."""
     parser.add_argument("--n-envs", help="number of environments (default: %(default)s)", type=positive, default=n_envs)
     parser.add_argument("--seed", help="random generator seed (default: 0)", type=int, default=0)
-    parser.add_argument("--env-kwargs", help="arguments for the environment", nargs="+", action=Assignments, default={})
+    parser.add_argument(
+        "--env-kwargs", help="arguments of the environment, name:value", nargs="+", action=Assignments, default={}
+    )
     parser.add_argument("--gym-packages", help="packages that register environments", nargs="+", default=[])
 
 
@@ -267,7 +279,7 @@ def agent_parser(
     parser.add_argument("--load-checkpoint", help="take the checkpoint after this number of steps", type=int)
     parser.add_argument("--load-last-checkpoint", help="take the last checkpoint", action="store_true")
     parser.add_argument("--deterministic", help="play the most likely actions", action="store_true")
-    parser.add_argument("--stochastic", help="draw actions (default: on Atari and MiniGrid)", action="store_true")
+    parser.add_argument("--stochastic", help="sample actions (default on Atari and MiniGrid)", action="store_true")
     parser.add_argument("--device", help="PyTorch device (default: auto)", default="auto")
     add_env_arguments(parser, n_envs)
     return parser

@@ -26,6 +26,7 @@ from sb3_dapo.zoo.parsers import add_run_arguments, find_run
 # An estimate of more points is drawn faintly, with the moving average over its 50th part on top
 MAX_POINTS = 200
 EXACT = {"train/policy_lag", "train/divergence_coef", *chain(*ACTOR_PANELS.values())}  # what is set and not estimated
+DASHED = {"train/approx_kl"}  # the same as behavior_kl where one rollout is kept
 
 # Wrappers outside of `Monitor` that repeat an action, 4 times by default, and their argument for how often
 FRAME_SKIPS = {
@@ -70,12 +71,12 @@ def read_frame_skip(hyperparams: dict[str, Any]) -> int:
 def draw_curve(axes: Axes, curve: Log, key: str) -> None:
     """Draw what is logged by the name `key`."""
     steps, values = curve
-    label = key.rpartition("/")[2]
+    label, style = key.rpartition("/")[2], "--" if key in DASHED else "-"
     if key in EXACT or len(steps) <= MAX_POINTS:
-        axes.plot(steps, values, label=label)
+        axes.plot(steps, values, style, label=label)
     else:
         (raw,) = axes.plot(steps, values, alpha=0.25, linewidth=0.8)
-        axes.plot(*window_func(steps, values, len(steps) // 50, np.mean), color=raw.get_color(), label=label)
+        axes.plot(*window_func(steps, values, len(steps) // 50, np.mean), style, color=raw.get_color(), label=label)
     if key == "train/divergence_coef" and 0 < values.min() and np.median(values) < values.max() / 20:
         axes.set_yscale("log")  # a controller's: most of it would look like 0
 
@@ -123,6 +124,8 @@ def plot_run(
                 draw_mean(axes, mean_of([log[key] for log in logs], key.rpartition("/")[2]))
             else:
                 draw_curve(axes, curves[key], key)
+        if "train/policy_lag" in keys:
+            axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
         axes.set_title(name, fontsize="medium", pad=20)
         axes.set(xlim=(0, None), xlabel="Timesteps")
         axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -138,10 +141,8 @@ def plot_run(
 
 def plot() -> None:
     """The command `sb3-dapo plot`."""
-    text = (
-        "Draw how a run went, or goes: score, divergence, KL, ratios and reuse side by side. With runs of other seeds, "
-    )
-    text += "means over all with the same settings and their 95 %% intervals, unless --exp-id names one."
+    text = "Draw how a run went, or goes: score, divergence, KL, ratios and reuse side by side. Where finished runs "
+    text += "differ only in their seeds: means over them and 95 % intervals, unless --exp-id names one."
     parser = argparse.ArgumentParser(description=text)
     add_run_arguments(parser)
     parser.add_argument("-tb", "--tensorboard", help="folder with the run's event files (default: where it was logged)")
@@ -171,7 +172,7 @@ def plot() -> None:
 def runs_alike(run_path: Path, env: EnvironmentName) -> list[Path]:
     """Other finished runs with the settings of a finished run, which have TensorBoard logs."""
     groups = runs_by_settings(run_path.parent, env, TENSORBOARD_FILE)
-    alike = next((runs for _, runs in groups if run_path in runs), [])
+    alike = next((group.runs for group in groups if run_path in group.runs), [])
     finished = [run for run in alike if (run / f"{env}.zip").is_file()]
     logged = [run for run in finished if any(Path(read_tensorboard_path(run)).glob("*tfevents*"))]
     return [run for run in logged if run != run_path] if run_path in logged else []

@@ -16,7 +16,8 @@ from sb3_dapo.arguments import arguments_of
 from sb3_dapo.atari_scores import atari_scores
 from sb3_dapo.zoo.curves import EVALUATIONS, Curve, draw_curves, number, read_curve, text_curves
 from sb3_dapo.zoo.evaluation import Agent, Scores, constant_scores, evaluate, random_scores
-from sb3_dapo.zoo.parsers import agent_parser, positive
+from sb3_dapo.zoo.parsers import agent_parser, numbered_runs, positive
+from sb3_dapo.zoo.registration import CONF_FILES
 from sb3_dapo.zoo.video import record
 
 SCORES_FILE = "scores.csv"
@@ -29,7 +30,7 @@ def report() -> None:
     text += "action and of a human, and draw the learning curve from the evaluations made during training."
     parser = agent_parser(text, n_envs=8)
     parser.add_argument("-n", "--n-episodes", help="number of episodes (default: 20)", type=positive, default=20)
-    text = "record a video of so many steps too (without a number: 300)"
+    text = "also record a video, of 300 steps unless a number is given"
     parser.add_argument("--video", metavar="STEPS", help=text, type=positive, nargs="?", const=300)
     args = parser.parse_args()
     agent = Agent.of(args)
@@ -73,7 +74,8 @@ def bars(played: Mapping[str, Scores], lines: Mapping[str, float]) -> str:
         spread = f"+/- {number(played[who].std() / np.sqrt(len(played[who])))}" if who in played else ""
         games = f"{len(played[who])} games" if who in played else ""
         text.append(f"  {who:20} {number(mean):>9} {spread:12} {games:10} {'#' * round((mean - low) / unit)}".rstrip())
-    return "\n".join([*text, "  (+/-: standard error of the mean)"])
+    best = next((f". {who}: the best single action" for who in means if who.startswith("always ")), "")
+    return "\n".join([*text, f"  (+/-: standard error of the mean{best})"])
 
 
 def write_scores(path: Path, played: Mapping[str, Scores], steps: int) -> None:
@@ -106,7 +108,10 @@ def save_learning_curve(
 def commands(agent: Agent, folder: str) -> str:
     """What to do next."""
     env, steps = f"--env {agent.env.gym_id}", int(agent.train_args.get("n_timesteps", -1))
-    named = f"--algo {agent.algo} {env} -f {folder}"
+    runs = numbered_runs(agent.folder.parent, agent.env)
+    number_of_run = next((n for n, run in runs.items() if run == agent.folder), 0)
+    this_run = f" --exp-id {number_of_run}" if number_of_run != max(runs, default=0) else ""
+    named = f"--algo {agent.algo} {env} -f {folder}{this_run}"
     other = "dapo" if agent.algo == "ppo" else "ppo"
     budget, longer = (f" -n {steps}", f" -n {4 * steps}") if steps > 0 else ("", "")
     rows = {
@@ -128,7 +133,7 @@ def train_arguments(agent: Agent, algo: str, folder: str) -> str:
     """Arguments of `train` that an algorithm is trained with as the agent was, besides the number of steps."""
     args = agent.train_args
     words = ["--algo", algo, "--env", agent.env.gym_id, "-f", folder, "--progress"]
-    for name in ("preset", "eval_freq", "n_eval_envs", "seed"):
+    for name in ("preset", "eval_freq", "n_eval_envs", "seed", *(("actors",) if algo in CONF_FILES else ())):
         words += [f"--{name.replace('_', '-')}", str(args[name])] if args.get(name) is not None else []
     allowed = {"n_envs", "normalize", *arguments_of(ALGOS[algo])}
     for name in ("hyperparams", "env_kwargs"):
