@@ -1,5 +1,6 @@
 """DAPO with actors on the real Ray: what it equals, what it repeats, and how its numbers add up."""
 
+import json
 import os
 import re
 import signal
@@ -602,6 +603,103 @@ def test_a_learner_that_is_killed_goes_on(tmp_path: Path) -> None:
     assert code == 0 and 768 <= steps < 1000
     assert 1280 <= total < 1280 + 64 * 2
     assert count == pytest.approx(total + 1e-4, abs=1e-6)
+
+
+CUT_OFF = """
+import json, os, subprocess, sys, time
+from stable_baselines3.common.callbacks import BaseCallback
+from sb3_dapo import DAPO
+from sb3_dapo.distributed import ActorVecEnv
+from sb3_dapo.distributed.cluster import Cluster, ray
+from test_distributed_env import cart_poles
+
+namespace, link = sys.argv[1:]
+start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
+here, there = "10.213.7.1", "10.213.7.2"
+head = [*start, "--head", f"--node-ip-address={here}", "--port=6399", "--include-dashboard=false"]
+nodes = [subprocess.Popen(head, stdout=subprocess.DEVNULL)]
+cluster = None
+while cluster is None:
+    try:
+        cluster = Cluster(f"{here}:6399")
+    except ConnectionError:
+        time.sleep(0.5)
+# After this process has found the node that is its own
+other = [*start, f"--node-ip-address={there}", f"--address={here}:6399"]
+nodes.append(subprocess.Popen(["ip", "netns", "exec", namespace, *other], stdout=subprocess.DEVNULL))
+while len(ray.nodes()) < 2:
+    time.sleep(0.2)
+env = ActorVecEnv(cart_poles, 2, rollout_timeout=15)
+source = env._source
+
+class Cut(BaseCallback):
+    def __init__(self):
+        super().__init__()
+        self.times, self.before, self.end = [], [], float("inf")
+
+    def _on_step(self):
+        return time.monotonic() < self.end
+
+    def _on_rollout_end(self):
+        self.times.append(time.monotonic())
+        if len(self.times) == 50:
+            subprocess.run(["ip", "link", "set", link, "down"], check=True)
+            self.before = list(source.counts)
+        if source.pool.n_restarts and self.end == float("inf"):
+            self.end = self.times[-1] + 5
+
+cut = Cut()
+model = DAPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu").learn(10**9, cut)
+after = [now - before for now, before in zip(source.counts, cut.before)]
+print(json.dumps([cut.times[49:], after, source.pool.n_restarts, source.pool.n_alive]), flush=True)
+env.close()
+cluster.close()
+for node in nodes:
+    node.terminate()
+for node in nodes:
+    node.wait()
+"""
+
+
+@pytest.fixture
+def network() -> Iterator[tuple[str, str]]:
+    """A network namespace that is linked to this one, and the name of the link."""
+    name, link = f"sb3-{os.getpid()}", f"sb3a{os.getpid()}"
+
+    def ip(command: str) -> str:
+        return subprocess.run(["ip", *command.split()], check=True, capture_output=True, text=True).stdout
+
+    try:
+        ip(f"netns add {name}")
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces cannot be made here: {error}")
+    try:
+        ip(f"link add {link} type veth peer name sb3b netns {name}")
+        ip(f"addr add 10.213.7.1/30 dev {link}")
+        ip(f"link set {link} up")
+        for command in ("addr add 10.213.7.2/30 dev sb3b", "link set sb3b up", "link set lo up"):
+            ip(f"-n {name} {command}")
+        yield name, link
+    finally:
+        for pid in ip(f"netns pids {name}").split():
+            os.kill(int(pid), signal.SIGKILL)
+        ip(f"netns del {name}")
+
+
+@pytest.mark.slow
+def test_an_actor_whose_machine_is_cut_off_is_not_waited_for(network: tuple[str, str]) -> None:
+    """Packets to it vanish; nothing says that it is gone. The other actor and the learner go on."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "RAY_AUTH_MODE": "disabled"}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-W", "ignore", "-c", CUT_OFF, *network]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    times, counts, n_restarts, n_alive = json.loads(done.stdout.splitlines()[-1])
+    # It was replaced, after 15 seconds, and for the successor there is no place
+    assert (n_restarts, n_alive) == (1, 1)
+    assert "took longer than 15 s" in done.stderr
+    assert np.diff(times).max() < 5
+    assert min(counts) <= 1 and max(counts) > 20
 
 
 # ---- The guide

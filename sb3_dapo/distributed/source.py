@@ -19,6 +19,9 @@ from sb3_dapo.distributed.cluster import Cluster, ray
 from sb3_dapo.distributed.moments import merge
 from sb3_dapo.distributed.pool import ActorPool, Result
 
+# Bytes of an argument that Ray hands over with a call; its limit is 100 KiB
+MAX_INLINE = 100_000
+
 
 class Source:
     """
@@ -171,17 +174,9 @@ class Source:
             # What is under way is of other settings, or of another model
             self._equipped, self._first_number, self._held = set(), self._number, []
         self._number += 1
-        self._publication = ray.put(
-            Publication(
-                number=self._number,
-                version=model._policy_version,
-                parameters={name: tensor.cpu() for name, tensor in model.policy.state_dict().items()},
-                fast=model._is_fast(),
-                autocast=bool(getattr(model.policy, "autocast", False)),
-                statistics=model.get_vec_normalize_env(),
-                n_merged=self._n_merged,
-            )
-        )
+        published = Publication.of(model, self._number, self._n_merged)
+        # What is small travels with the call, which costs less than a way through the object store
+        self._publication = published if len(published) < MAX_INLINE else ray.put(published)
 
     def _submit(self, actors: Sequence[int]) -> None:
         """Have actors collect, as far as they can."""
