@@ -421,8 +421,9 @@ class DAPO(Checkpoints, HubModel, PPO):
         self.rollout_buffer.full = False
         for rollout in source.rollouts_for(self):
             dones = rollout.terminated | rollout.truncated
-            all_infos = rollout.infos or [[{} for _ in row] for row in dones]
+            all_infos = rollout.infos or [[]] * len(dones)
             for rewards, step_dones, infos in zip(rollout.rewards, dones, all_infos, strict=True):
+                infos = infos or [{} for _ in rewards]
                 self.num_timesteps += len(rewards)
                 step = {"self": self, "env": source, "rewards": rewards, "dones": step_dones, "infos": infos}
                 callback.update_locals(step)

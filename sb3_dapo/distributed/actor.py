@@ -103,7 +103,7 @@ class Recorder(BaseCallback):
             for n, info in enumerate(infos):
                 if key in info:
                     kept[n][key] = info[key]
-        self.infos.append(kept)
+        self.infos.append(kept if any(kept) else [])
         return True
 
 
