@@ -53,7 +53,7 @@ class Rollout:
     bootstrap_inputs: dict[str, np.ndarray] = field(default_factory=dict)
     """The same for ``bootstrap_observations``, ``(N + M, ...)``."""
     infos: list[list[dict[str, Any]]] = field(default_factory=list)
-    """Of every step and environment, what callbacks shall see, for a rollout from elsewhere; `[]` for none at a step."""
+    """Of every step and environment, what callbacks shall see, for a rollout from elsewhere; `[]` where none."""
     version: int = 0
     """Updates that the policy that acted had seen."""
     source: int = 0
