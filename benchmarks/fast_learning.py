@@ -9,7 +9,6 @@ Catch is the pixel task of the tests: balls that fall are to be caught. All sett
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from scipy import stats
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
-from store import stream_csv, write_table
+from store import half_width, read_csv, stream_csv, write_table
 
 from sb3_dapo import DAPO
 from sb3_dapo.minatar import MinAtarCnn
@@ -135,9 +134,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             cells, tests = [], []
             for form, by_seed in scores.items():
                 values = list(by_seed.values())
-                half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1) if len(values) > 1 else np.nan
                 digits = 2 if abs(np.mean(values or [0])) < 100 else 0
-                cells.append(f"{np.mean(values):.{digits}f} ± {half:.{digits}f}" if values else "")
+                cells.append(f"{np.mean(values):.{digits}f} ± {half_width(values):.{digits}f}" if values else "")
                 both = sorted(set(by_seed) & set(scores["plain"]))
                 if form != "plain" and len(both) > 1:
                     pairs = ([by_seed[seed] for seed in both], [scores["plain"][seed] for seed in both])
@@ -150,10 +148,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """:return: rows of runs that came to their end"""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(path)
     last = {(r["task"], r["form"], r["seed"]) for r in rows if int(r["timesteps"]) == TASKS[r["task"]].marks[-1]}
     return [row for row in rows if (row["task"], row["form"], row["seed"]) in last]
 

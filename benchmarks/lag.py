@@ -10,7 +10,6 @@ suite's setting for V-trace, found by tuning without lag, and use every transiti
 """
 
 import argparse
-import csv
 import io
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -19,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from scipy import stats
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnvWrapper
-from store import stream_csv, write_table
+from store import half_width, read_csv, stream_csv, write_table
 from suites import hyperparameters
 
 from sb3_dapo import DAPO
@@ -154,10 +152,7 @@ def train(game: str, algo: str, lag: int, seed: int) -> list[dict[str, Any]]:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """:return: rows of runs that came to their end"""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(path)
     last = {key_of(row) for row in rows if int(row["timesteps"]) == TIMESTEPS}
     return [row for row in rows if key_of(row) in last]
 
@@ -176,11 +171,6 @@ def last_means(rows: Sequence[dict[str, Any]], name: str) -> dict[tuple[str, str
     for game, algo, lag, seed in sorted(values):
         by_seed[game, algo, lag].append(float(np.mean(values[game, algo, lag, seed])))
     return {key: np.array(means) for key, means in by_seed.items()}
-
-
-def half_width(values: np.ndarray) -> float:
-    """:return: of the 95 % interval of the mean, by Student's t"""
-    return float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)) if len(values) > 1 else np.nan
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

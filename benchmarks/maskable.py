@@ -27,7 +27,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import set_random_seed
-from store import write_table
+from store import read_csv, write_table
 
 from sb3_dapo import MaskableDAPO
 
@@ -110,17 +110,9 @@ def curve(task: str, algo: str, seed: int) -> list[tuple[int, float]]:
     return scores.scores
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file, if it exists."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def learn(tasks: Sequence[str], algos: Sequence[str], n_seeds: int) -> None:
     """Make the runs that are missing; each is written as a whole."""
-    done = {(row["task"], row["algo"], int(row["seed"])) for row in read(RESULTS)}
+    done = {(row["task"], row["algo"], int(row["seed"])) for row in read_csv(RESULTS)}
     for seed in range(1, n_seeds + 1):
         for task in tasks:
             for algo in algos:
@@ -182,7 +174,7 @@ def main() -> None:
     if not args.report:
         learn(args.tasks, args.algos, args.seeds)
     write_table(RESULTS, table)
-    draw(read(RESULTS))
+    draw(read_csv(RESULTS))
 
 
 if __name__ == "__main__":

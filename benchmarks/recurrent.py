@@ -10,7 +10,6 @@ A run that was killed has left no rows, and is made again. All agents of a task 
 """
 
 import argparse
-import csv
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,12 +24,11 @@ from gymnasium import spaces
 from matplotlib.figure import Figure
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from scipy import stats
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
-from store import write_csv, write_table
+from store import half_width, read_csv, write_csv, write_table
 
 from sb3_dapo import DAPO, RecurrentDAPO
 from sb3_dapo.recurrent.policies import process_step
@@ -223,14 +221,6 @@ def train(name: str, agent: str, seed: int) -> Iterator[dict[str, Any]]:
     yield from scores
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """:return: rows of the results, none if there are no results yet"""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def means(rows: Sequence[dict[str, str]], task: str, agent: str, first: int = 0) -> list[float]:
     """:return: mean score of the evaluations from one on, of each seed"""
     runs: dict[str, list[float]] = {}
@@ -249,9 +239,10 @@ def table(rows: Sequence[dict[str, str]]) -> str:
         cells = []
         for task in tasks:
             scores = means(rows, task, agent, N_MARKS - 3)
-            half = stats.sem(scores) * stats.t.ppf(0.975, len(scores) - 1) if len(scores) > 1 else float("nan")
             all_marks = np.mean(means(rows, task, agent)) if scores else 0
-            cells.append(f"{np.mean(scores):.2f} ± {half:.2f}; {all_marks:.2f} ({len(scores)})" if scores else "")
+            cells.append(
+                f"{np.mean(scores):.2f} ± {half_width(scores):.2f}; {all_marks:.2f} ({len(scores)})" if scores else ""
+            )
         lines.append(f"| {agent} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -301,7 +292,7 @@ def main() -> None:
 
     missing = [(task, agent, seed) for seed in range(1, args.seeds + 1) for task in args.tasks for agent in args.agents]
     for task, agent, seed in [] if args.report else missing:
-        rows = read(args.output)
+        rows = read_csv(args.output)
         if any((row["task"], row["agent"], row["seed"]) == (task, agent, str(seed)) for row in rows):
             continue
         new = list(train(task, agent, seed))
@@ -309,7 +300,7 @@ def main() -> None:
         print(f"{task:9} {agent:28} seed {seed}  {new[-1]['score']}", flush=True)
     write_table(args.output, table)
     if args.output == RESULTS:
-        draw(read(args.output))
+        draw(read_csv(args.output))
 
 
 if __name__ == "__main__":

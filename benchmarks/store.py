@@ -6,11 +6,13 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from scipy import stats
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = "suite,regime,env,algo,seed,timesteps,score,uses_per_sample,gradient_steps,wall_s,divergence,kl".split(",")
@@ -72,11 +74,7 @@ def read_rows(results: Path, suite: str) -> list[Row]:
     :param suite: name of a suite
     :return: its rows, with numbers as numbers and what was not measured as NaN
     """
-    path = results / f"{suite}.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [_parse(row) for row in csv.DictReader(file)]
+    return [_parse(row) for row in read_csv(results / f"{suite}.csv")]
 
 
 def run_of(row: Mapping[str, Any]) -> Run:
@@ -177,6 +175,25 @@ def stream_csv(path: Path, columns: list[str], rows: Iterable[Row]) -> Iterator[
             yield row
 
 
+def read_csv(path: Path) -> list[Row]:
+    """
+    :param path: the file
+    :return: its rows, none if it is not there
+    """
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def half_width(values: Sequence[float]) -> float:
+    """
+    :param values: of the seeds
+    :return: half the width of the 95 % interval of their mean, by Student's t; NaN for a single one
+    """
+    return float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)) if len(values) > 1 else math.nan
+
+
 def write_table(path: Path, table: Callable[[list[Row]], str]) -> None:
     """
     Write the table of a CSV file into the Markdown file beside it, and print it.
@@ -184,7 +201,7 @@ def write_table(path: Path, table: Callable[[list[Row]], str]) -> None:
     :param path: the CSV file
     :param table: turns its rows into Markdown
     """
-    with path.open(newline="") as file:
+    with path.open(newline="") as file:  # which must be there
         text = table(list(csv.DictReader(file)))
     path.with_suffix(".md").write_text(text + "\n")
     print(text)
