@@ -1,5 +1,6 @@
 """Divergence-Augmented Policy Optimization."""
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ from sb3_dapo.fast import autocast_pays, set_fast
 from sb3_dapo.faults import NonFiniteError
 from sb3_dapo.fused import FusedPolicy
 from sb3_dapo.hub import HubModel
-from sb3_dapo.loss import LossSettings, PolicyOutputs, Stats, Visit, backward, dapo_loss, loss_gradient, summarize
+from sb3_dapo.loss import LossSettings, PolicyOutputs, Visit, backward, dapo_loss, loss_gradient, summarize
 from sb3_dapo.policies import CnnPolicy, FastCnn, MlpPolicy, MultiInputPolicy
 
 SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
@@ -468,7 +469,8 @@ class DAPO(Checkpoints, HubModel, PPO):
         ring = self.rollout_buffer
         ring.join()
 
-        epoch_stats, all_taken = [], []
+        all_visits: list[Visit] = []
+        all_taken: list[th.Tensor] = []
         try:
             for epoch in range(self.n_epochs):
                 self._update_targets(exact=self.exact_targets or (epoch == 0 and self._must_begin_exactly()))
@@ -478,8 +480,8 @@ class DAPO(Checkpoints, HubModel, PPO):
                 with np.errstate(all="ignore"):  # faults are looked for, and reported by name
                     visits, taken = self._visit_all(parameters, settings)
                 self._record(visits[: len(taken)], taken)
+                all_visits += visits
                 all_taken += taken
-                epoch_stats.append(summarize(visits, settings))
                 self._n_updates += 1
                 if len(taken) < len(visits):
                     if self.verbose >= 1:
@@ -490,7 +492,7 @@ class DAPO(Checkpoints, HubModel, PPO):
             if self._fused is not None:
                 self._fused.adam.finish()
         self._policy_version += 1
-        self._log_update(epoch_stats, all_taken, settings)
+        self._log_update(all_visits, all_taken, settings)
 
     def _visit_all(
         self, parameters: list[th.nn.Parameter], settings: LossSettings
@@ -542,21 +544,21 @@ class DAPO(Checkpoints, HubModel, PPO):
         values, log_prob, entropy = evaluate(samples.observations, samples.actions, **samples.inputs)  # type: ignore[misc]
         return values.flatten(), log_prob, entropy
 
-    def _log_update(self, epoch_stats: list[Stats], all_taken: list[th.Tensor], settings: LossSettings) -> None:
+    def _log_update(self, visits: list[Visit], all_taken: list[th.Tensor], settings: LossSettings) -> None:
         """
-        :param epoch_stats: of each epoch
+        :param visits: of all minibatches
         :param all_taken: whether the optimizer's steps were taken
         :param settings: of the loss
         :raises NonFiniteError: if one was not, and none is to be skipped
         """
         # The only transfer from the device
-        means = th.stack([th.stack(list(stats.values())) for stats in epoch_stats]).nanmean(dim=0)
-        n_taken = th.stack(all_taken).sum() if all_taken else means.new_zeros(())
-        *values, n_taken = th.cat([means, n_taken.reshape(1)]).tolist()
+        stats = summarize(visits, settings)
+        n_taken = th.stack(all_taken).sum() if all_taken else th.zeros((), device=self.device)
+        *values, n_taken = th.stack([*stats.values(), n_taken.float()]).tolist()
         n_skipped = len(all_taken) - n_taken
         if n_skipped > 0 and self.nonfinite == "raise":
             raise NonFiniteError("the loss or gradient of a minibatch is not finite")
-        logged = dict(zip(epoch_stats[0], values, strict=True))
+        logged = dict(zip(stats, values, strict=True))
         if isinstance(self.divergence_coef, Controller) and np.isfinite(logged["behavior_kl"]):
             self.divergence_coef.update(logged["behavior_kl"])
 
@@ -593,7 +595,8 @@ class DAPO(Checkpoints, HubModel, PPO):
         """
         if self._fused is not None:
             gradient = loss_gradient(samples, outputs[0].numpy(), outputs[1].numpy(), settings)
-            grad_norm = th.tensor(self._fused.step(*gradient, self.max_grad_norm))
+            grad_norm: Any = self._fused.step(*gradient, self.max_grad_norm)
+            is_finite = th.tensor(math.isfinite(grad_norm))
         else:
             self.policy.optimizer.zero_grad()
             if self._is_fast():
@@ -601,11 +604,11 @@ class DAPO(Checkpoints, HubModel, PPO):
             else:
                 dapo_loss(samples, *outputs, settings)[0].backward()
             grad_norm = self._take_step(parameters)
-        is_finite = th.isfinite(grad_norm)
+            is_finite = th.isfinite(grad_norm)
         if self.device.type == "cpu" and self.nonfinite == "raise" and not is_finite:
             loss, _ = dapo_loss(samples, *outputs, settings)
             raise NonFiniteError(
-                f"loss or gradient is not finite (loss {loss.item()}, gradient norm {grad_norm.item()})"
+                f"loss or gradient is not finite (loss {loss.item()}, gradient norm {float(grad_norm)})"
                 f"{self.rollout_buffer.describe_nonfinite(samples.indices)}"
             )
         return is_finite
@@ -710,7 +713,8 @@ class DAPO(Checkpoints, HubModel, PPO):
         bootstrap_values = None
         if self.advantage != "gae":
             batches = buffer.bootstrap_batches(self.batch_size)
-            parts = [self.policy.predict_values(batch.observations, **batch.inputs).flatten() for batch in batches]
+            values_of = self.policy.predict_values if self._fused is None else self._fused.values
+            parts = [values_of(batch.observations, **batch.inputs).flatten() for batch in batches]
             bootstrap_values = th.cat(parts) if parts else th.zeros(0, device=self.device)
         buffer.update_targets(
             self.divergence,

@@ -4,12 +4,16 @@ Every tensor has shape ``(T, N)``: T consecutive steps of N trajectories. All fu
 device, leave their inputs unchanged, and let no gradient through.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
 
 # exp(10) is about 22,000: beyond that an importance ratio carries no information, only overflow
 MAX_LOG_RATIO = 10.0
+
+Array = Any
+"""An array of NumPy or a tensor."""
 
 
 class VTraceReturns(NamedTuple):
@@ -76,17 +80,22 @@ def vtrace(
     _check_parameters(lam=lam, rho_bar=rho_bar, c_bar=c_bar)
     if not 0 <= advantage_lam <= 1:
         raise ValueError(f"`advantage_lam` must be in [0, 1], got {advantage_lam}")
-    continues = continues.to(values.dtype)
-    bootstraps = th.where(discounts == 0, th.zeros_like(next_values), next_values)
+    xp, rewards, v, bootstraps, ratios, discounts, ends = _arrays(
+        rewards, values, next_values, ratios, discounts, continues == 0
+    )
+    with np.errstate(all="ignore"):
+        bootstraps = xp.where(discounts == 0, 0.0, bootstraps)
+        deltas = ratios.clip(None, rho_bar) * (rewards + discounts * bootstraps - v)
+        traces = xp.where(ends, 0.0, discounts * lam * ratios.clip(None, c_bar))
+        targets = v + _recurrence(xp, deltas, traces)
 
-    deltas = ratios.clamp(max=rho_bar) * (rewards + discounts * bootstraps - values)
-    traces = discounts * continues * lam * ratios.clamp(max=c_bar)
-    targets = values + backward_recurrence(deltas, traces)
-
-    following = bootstraps.clone()
-    ahead = targets[1:] if advantage_lam == 1 else th.lerp(bootstraps[:-1], targets[1:], advantage_lam)
-    following[:-1] = th.where(continues[:-1] > 0, ahead, bootstraps[:-1])
-    return VTraceReturns(targets, rewards + discounts * following - values)
+        last = bootstraps[:-1]
+        ahead = targets[1:]
+        if advantage_lam < 1:
+            ahead = xp.asarray(th.lerp(th.as_tensor(last), th.as_tensor(ahead), advantage_lam))
+        following = xp.concatenate([xp.where(ends[:-1], last, ahead), bootstraps[-1:]])
+        advantages = rewards + discounts * following - v
+    return VTraceReturns(th.as_tensor(targets), th.as_tensor(advantages))
 
 
 @th.no_grad()
@@ -151,17 +160,17 @@ def future_divergence(
     if n_steps is not None and n_steps < 0:
         raise ValueError(f"`n_steps` must be None or at least 0, got {n_steps}")
 
-    weighted = ratios.clamp(max=rho_bar) * f
-    traces = gamma * continues.to(f.dtype) * lam * ratios.clamp(max=c_bar)
-
-    future = th.zeros_like(f)
-    if n_steps is None or n_steps >= len(f):
-        future[:-1] = _times(traces[:-1], backward_recurrence(weighted, traces)[1:])
-        return future
-    for _ in range(n_steps):
-        # Horner's scheme: each pass adds one more step to every sum
-        future = th.cat([_times(traces[:-1], (weighted + future)[1:]), th.zeros_like(f[:1])])
-    return future
+    xp, f, ratios, ends = _arrays(f, ratios, continues == 0)
+    with np.errstate(all="ignore"):
+        weighted = ratios.clip(None, rho_bar) * f
+        traces = xp.where(ends, 0.0, xp.full_like(f, gamma) * lam * ratios.clip(None, c_bar))[:-1]
+        future = nothing = xp.zeros_like(f)
+        if n_steps is None or n_steps >= len(f):
+            weighted, n_steps = _recurrence(xp, weighted, traces), 1
+        for _ in range(n_steps):
+            # Horner's scheme: each pass adds one more step to every sum
+            future = xp.concatenate([_times(xp, traces, (weighted + future)[1:]), nothing[:1]])
+    return th.as_tensor(future)
 
 
 @th.no_grad()
@@ -177,20 +186,33 @@ def backward_recurrence(offsets: th.Tensor, factors: th.Tensor) -> th.Tensor:
     :param factors: shape ``(T, N)``
     :return: x, shape ``(T, N)``
     """
-    largest = th.finfo(offsets.dtype).max
-    x, length, step = offsets.clone(), len(offsets), 1
+    with np.errstate(all="ignore"):
+        return th.as_tensor(_recurrence(*_arrays(offsets, factors)))
+
+
+def _recurrence(xp: Any, offsets: Array, factors: Array) -> Array:
+    """The same with NumPy or PyTorch; the last factor may be left out."""
+    largest = float(xp.finfo(offsets.dtype).max)
+    x, length, step = offsets, len(offsets), 1
     while step < length:
         reach = factors[: length - step]
-        x = th.cat([x[:-step] + _times(reach, x[step:]), x[-step:]])
+        x = xp.concatenate([x[:-step] + _times(xp, reach, x[step:]), x[-step:]])
         # products that overflow stay finite, as infinity times the 0 of an episode's end would be NaN
-        factors = (factors[:-step] * factors[step:]).clamp(max=largest)
+        factors = (factors[:-step] * factors[step:]).clip(None, largest)
         step *= 2
     return x
 
 
-def _times(factors: th.Tensor, x: th.Tensor) -> th.Tensor:
+def _times(xp: Any, factors: Array, x: Array) -> Array:
     """The product, 0 where a factor is 0 even if x is NaN or infinite there."""
-    return th.where(factors == 0, th.zeros_like(x), factors * x)
+    return xp.where(factors == 0, 0.0, factors * x)
+
+
+def _arrays(*tensors: th.Tensor) -> tuple[Any, ...]:
+    """:return: NumPy and arrays where it can compute, as its operations take less time than PyTorch's; or PyTorch"""
+    if all(x.device.type == "cpu" and x.dtype != th.bfloat16 for x in tensors):
+        return np, *(x.detach().numpy() for x in tensors)
+    return th, *tensors
 
 
 def _check_shapes(**tensors: th.Tensor) -> None:

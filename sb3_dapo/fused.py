@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from numpy.lib.stride_tricks import as_strided
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
@@ -26,8 +25,8 @@ from sb3_dapo.minatar import ReluCnn
 
 # Numbers of multiplications up to which NumPy's products, in one thread, are faster than PyTorch's
 MAX_PRODUCTS = 2**18
-# The same for a convolution as a product of the patches that it looks at, against PyTorch's own
-MAX_PRODUCTS_OF_PATCHES = 2**20
+# The same for each part of a larger product, and for all of it
+MAX_PRODUCTS_OF_PART, MAX_PRODUCTS_OF_ACTING = 2**19, 2**22
 # Methods of a policy that must be SB3's own
 METHODS = ("forward", "evaluate_actions", "extract_features", "_get_action_dist_from_latent", "get_distribution")
 # Logits of what is not allowed: sb3-contrib's
@@ -37,9 +36,25 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """:return: the product of two matrices"""
+    if x.shape[1] == 1:
+        return x * y
     if x.shape[0] * y.size <= MAX_PRODUCTS:
         return x @ y
     return th.mm(th.from_numpy(x), th.from_numpy(y)).numpy()
+
+
+def product_in_parts(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """:return: the same by NumPy, in parts so small that it does not copy what they are made of"""
+    result = np.empty((len(x), y.shape[1]), x.dtype)
+    n_parts = -(-x.size * y.shape[1] // MAX_PRODUCTS_OF_PART)
+    step = -(-max(result.shape) // n_parts)
+    for i in range(0, max(result.shape), step):
+        part = slice(i, i + step)
+        if len(x) > y.shape[1]:
+            np.matmul(x[part], y, out=result[part])
+        else:
+            np.matmul(x, y[:, part], out=result[:, part])
+    return result
 
 
 def relu(x: np.ndarray) -> np.ndarray:
@@ -127,16 +142,41 @@ class Trunk:
         return bool(is_known and is_plain and all(layer.bias is not None for layer in layers))
 
     def __call__(self, images: th.Tensor) -> np.ndarray:
-        # NumPy converts bools six times as fast as PyTorch
-        y = th.from_numpy(images.numpy().astype(self.dtype)).permute(0, 3, 1, 2)
-        if self.scale != 1:
-            y /= self.scale
+        y = th.from_numpy(self.floats(images)).permute(0, 3, 1, 2)
         self.visits = []
         for layer, weight, bias in zip(self.layers, self.weights, self.biases, strict=True):
             x = y.permute(0, 2, 3, 1).flatten(1) if y.dim() > weight.dim() else y
-            y = convolved(x, weight, bias, layer.stride) if weight.dim() == 4 else th.addmm(bias, x, weight.t())
+            if weight.dim() == 4:
+                y = F.conv2d(x, weight.contiguous(memory_format=th.channels_last), bias, layer.stride)
+            else:
+                y = th.addmm(bias, x, weight.t())
             self.visits.append((x, y.relu_()))
         return y.numpy()
+
+    def floats(self, images: th.Tensor) -> np.ndarray:
+        """:return: images as the first layer is given them"""
+        # NumPy converts bools six times as fast as PyTorch
+        x = images.numpy().astype(self.dtype)
+        if self.scale != 1:
+            x /= self.scale
+        return x
+
+    def act(self, images: th.Tensor) -> np.ndarray:
+        """:return: what a call returns, of few images in NumPy"""
+        y = self.floats(images)
+        for layer, weight, bias in zip(self.layers, self.weights, self.biases, strict=True):
+            if weight.dim() == 4:
+                x = patches(y, layer.kernel_size, layer.stride)
+                shape, matrix = x.shape[:3], weight.numpy().transpose(2, 3, 1, 0).reshape(-1, len(bias))
+            else:
+                x = y.reshape(len(y), -1)
+                shape, matrix = x.shape[:1], weight.numpy().T
+            if x.size * len(bias) > MAX_PRODUCTS_OF_ACTING:
+                return self(images)
+            y = product_in_parts(x.reshape(-1, len(matrix)), matrix)
+            y += bias.numpy()
+            y = relu(y).reshape(*shape, -1)
+        return y
 
     def backward(self, gradient: np.ndarray, gradients: list[np.ndarray]) -> None:
         """
@@ -162,25 +202,18 @@ class Trunk:
                 of_y = of_y @ weight if i > 0 else of_y
 
 
-def convolved(images: th.Tensor, weight: th.Tensor, bias: th.Tensor, stride: tuple[int, int]) -> th.Tensor:
+def patches(images: np.ndarray, size: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
     """
-    :param images: ``(B, C, H, W)``, channels last in memory
-    :param weight: kernels ``(O, C, h, w)``
-    :param bias: ``(O,)``
-    :param stride: down and to the right
-    :return: the convolution, ``(B, O, H', W')``, channels last in memory
+    :param images: ``(B, H, W, C)``, contiguous
+    :param size: of a kernel, h and w
+    :param stride: of a convolution, down and to the right
+    :return: what each element of the convolution looks at, ``(B, H', W', h, w * C)``, in the memory of the images
     """
-    (n, channels, height, width), (n_out, _, down, right) = images.shape, weight.shape
-    n_rows, n_columns = (height - down) // stride[0] + 1, (width - right) // stride[1] + 1
-    if n * n_rows * n_columns * weight.numel() > MAX_PRODUCTS_OF_PATCHES:
-        return F.conv2d(images, weight.contiguous(memory_format=th.channels_last), bias, stride)
-    array = images.permute(0, 2, 3, 1).numpy()
-    of_image, of_row, of_column, _ = array.strides
-    shape = (n, n_rows, n_columns, down, right * channels)
-    steps = (of_image, of_row * stride[0], of_column * stride[1], of_row, array.itemsize)
-    patches = th.from_numpy(as_strided(array, shape, steps).reshape(n * n_rows * n_columns, -1))
-    kernels = weight.permute(0, 2, 3, 1).flatten(1)
-    return th.addmm(bias, patches, kernels.t()).view(n, n_rows, n_columns, n_out).permute(0, 3, 1, 2)
+    (n, height, width, channels), (down, right) = images.shape, size
+    of_image, of_row, of_column, of_channel = images.strides
+    shape = (n, (height - down) // stride[0] + 1, (width - right) // stride[1] + 1, down, right * channels)
+    steps = (of_image, of_row * stride[0], of_column * stride[1], of_row, of_channel)
+    return np.ndarray(shape, images.dtype, images, 0, steps)
 
 
 class GaussianHead:
@@ -224,11 +257,12 @@ class CategoricalHead:
 
     def sample(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """:return: actions and their log-probs, ``(B,)``"""
-        log_probs = log_softmax(logits)
+        logits = logits - logits.max(axis=1, keepdims=True)
+        weights = np.exp(logits)
         # The draws of PyTorch's multinomial, so that the same seed gives the actions that it gives SB3
-        noise = th.empty(log_probs.shape, dtype=th.from_numpy(log_probs).dtype).exponential_().numpy()
-        actions = (np.exp(log_probs) / noise).argmax(axis=1)
-        return actions, log_probs[np.arange(len(logits)), actions]
+        noise = th.from_numpy(np.empty_like(weights)).exponential_().numpy()
+        actions = (weights / noise).argmax(axis=1)
+        return actions, logits[np.arange(len(logits)), actions] - np.log(weights.sum(axis=1))
 
     def evaluate(self, logits: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """:return: log-probs and entropies, ``(B,)``"""
@@ -313,10 +347,10 @@ class FusedPolicy:
         is_plain = type(policy.action_dist) in distributions and known == set(policy.parameters())
         return is_plain and not any(map(_is_watched, [*policy.modules(), *known]))
 
-    def features(self, observations: PyTorchObs) -> np.ndarray:
+    def features(self, observations: PyTorchObs, is_acting: bool = False) -> np.ndarray:
         """:return: what the towers are given, ``(B, features_dim)``"""
         if self.trunk is not None:
-            return self.trunk(observations)  # type: ignore[arg-type]
+            return self.trunk.act(observations) if is_acting else self.trunk(observations)  # type: ignore[arg-type]
         if self.is_flat and isinstance(observations, th.Tensor) and observations.dtype == th.float32:
             return observations.numpy()
         return self.policy.extract_features(observations).numpy()
@@ -334,7 +368,7 @@ class FusedPolicy:
 
         :raises ValueError: if what the policy says is not finite
         """
-        features = self.features(observations)
+        features = self.features(observations, True)
         with np.errstate(all="ignore"):
             actions, log_prob = self.head.sample(self.outputs(features, action_masks))
             values = self.critic(features)
@@ -343,6 +377,10 @@ class FusedPolicy:
             raise ValueError("actions, log-probs or values of the policy are nan or infinite")
         actions = actions.reshape(-1, *self.policy.action_space.shape)
         return th.from_numpy(actions), th.from_numpy(values), th.from_numpy(log_prob)
+
+    def values(self, observations: PyTorchObs) -> th.Tensor:
+        """As the policy's ``predict_values``."""
+        return th.from_numpy(self.critic(self.features(observations, True)))
 
     def evaluate(
         self, observations: PyTorchObs, actions: th.Tensor, action_masks: th.Tensor | None = None

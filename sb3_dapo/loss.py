@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sb3_dapo.buffers import RolloutRingSamples
 from sb3_dapo.divergences import Divergence
-from sb3_dapo.estimators import MAX_LOG_RATIO, importance_ratios
+from sb3_dapo.estimators import MAX_LOG_RATIO, Array, importance_ratios
 
 # Truncation of the importance ratios that weight the value loss
 MAX_VALUE_WEIGHT = 3.0
@@ -21,9 +21,6 @@ Stats = dict[str, th.Tensor]
 PolicyOutputs = tuple[th.Tensor, th.Tensor, th.Tensor | None]
 """Values, log-probs and entropies; these are None if they have no closed form."""
 
-
-Array = Any
-"""An array of NumPy or a tensor."""
 Gradients = tuple[Array, Array, float]
 
 
@@ -39,7 +36,8 @@ class Visit(NamedTuple):
     def of(cls, samples: RolloutRingSamples, outputs: PolicyOutputs) -> "Visit":
         # Observations would take memory, and a compiled policy writes its outputs to the same place each time
         kept = samples._replace(observations={}, actions=samples.indices, inputs={})
-        return cls(kept, *(None if x is None else x.detach().clone() for x in outputs))  # type: ignore[arg-type]
+        copies = (x.detach().clone() if x is not None and x.requires_grad else x for x in outputs)
+        return cls(kept, *copies)  # type: ignore[arg-type]
 
     def update_kl(self) -> th.Tensor:
         """:return: the KL divergence from the policy that the update began with, a scalar"""
@@ -218,13 +216,14 @@ def _value_error(values: Array, returns: Array, old_values: Array, clip_range: f
 @th.no_grad()
 def summarize(visits: list[Visit], settings: LossSettings) -> Stats:
     """
-    :param visits: of the minibatches of an epoch
+    :param visits: of the minibatches of an update
     :param settings: of the loss
     :return: means, under the names that they are logged by; scalars on the device
     """
-    # All at once: on small networks a dozen tiny operations per minibatch would be felt. The last one may be smaller
-    last = len(visits[-1].values)
-    groups = [visits] if last == len(visits[0].values) else [visits[:-1], visits[-1:]]
+    # All at once: on small networks a dozen tiny operations per minibatch would be felt. The last of an epoch may be
+    # smaller
+    sizes = dict.fromkeys(len(visit.values) for visit in visits)
+    groups = ([visit for visit in visits if len(visit.values) == size] for size in sizes)
     all_stats = [dapo_loss(*_stacked(group), settings)[1] for group in groups]
     stats = {name: th.cat([stats[name].flatten() for stats in all_stats]) for name in all_stats[0]}
     behavior_log_ratio, update_log_ratio = stats.pop("behavior_log_ratio"), stats.pop("update_log_ratio")
@@ -238,7 +237,7 @@ def summarize(visits: list[Visit], settings: LossSettings) -> Stats:
         "ratio_mean": ratio,
         "rho_clip_fraction": (ratio > settings.rho_bar).float(),
     }
-    return {name: values.mean() for name, values in stats.items()}
+    return {name: values.nanmean() for name, values in stats.items()}
 
 
 def _stacked(visits: list[Visit]) -> Visit:

@@ -186,7 +186,7 @@ def test_network(actions: str, network: str, max_products: int, monkeypatch: pyt
         np.testing.assert_allclose(gradient, parameter.grad.numpy(), rtol=1e-9, atol=1e-12)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("max_products", [2**20, 0], ids=["patches", "PyTorch's convolution"])
+@pytest.mark.parametrize("max_products", [2**22, 0], ids=["acting in NumPy", "acting in PyTorch"])
 @pytest.mark.parametrize("net_arch", [[], [6]])
 @pytest.mark.parametrize("policy_class", [CnnPolicy, ActorCriticPolicy])
 @pytest.mark.parametrize("extractor", [MinAtarCnn, TwoConvolutions])
@@ -198,7 +198,8 @@ def test_network_for_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Outputs and gradient in float64, with kernels in either layout in memory, and none of Adam's steps mixed up."""
-    monkeypatch.setattr(sb3_dapo.fused, "MAX_PRODUCTS_OF_PATCHES", max_products)
+    monkeypatch.setattr(sb3_dapo.fused, "MAX_PRODUCTS_OF_ACTING", max_products)
+    monkeypatch.setattr(sb3_dapo.fused, "MAX_PRODUCTS_OF_PART", 300)
     policy = make_cnn_policy(policy_class, "Box", features_extractor_class=extractor, net_arch=net_arch).double()
     assert suits(policy)
     fused, twin = FusedPolicy(policy), deepcopy(policy)
@@ -209,8 +210,10 @@ def test_network_for_images(
     expected = policy.evaluate_actions(images, taken)
     for ours, theirs in zip(outputs, expected, strict=True):
         th.testing.assert_close(ours, theirs.flatten())  # type: ignore[union-attr]
+    th.testing.assert_close(fused.values(images), expected[0].detach())
 
     of_values, of_log_prob = th.randn(2, 11, dtype=th.float64)
+    fused.evaluate(images, taken)  # again, as those were to act with
     values, log_prob, _ = expected
     (values.flatten() * of_values + log_prob * of_log_prob).sum().backward()
     norm = th.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)

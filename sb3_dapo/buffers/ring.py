@@ -350,14 +350,14 @@ class RolloutRing(RolloutRecorder):
         if length > 1:
             all_indices = (all_sequences[:, None] * length + th.arange(length, device=self.device)).flatten()
         scalars = scalars.index_select(1, all_indices)
+        all_actions = self.action_store.gather(all_indices).split(n_each * length)
         parts = (x.split(n_each * length, dim=-1) for x in (all_indices, scalars))
-        for sequences, indices, numbers in zip(all_sequences.split(n_each), *parts, strict=True):
+        for sequences, actions, indices, numbers in zip(all_sequences.split(n_each), all_actions, *parts, strict=True):
             observations = {key: store.gather(indices) for key, store in self.observation_stores.items()}
             inputs = {
                 name: store.gather(indices if store.kept.shape[2] == self.buffer_size else sequences)
                 for name, store in self.input_stores.items()
             }
-            actions = self.action_store.gather(indices)
             yield RolloutRingSamples(indices, self._from_dict(observations), actions, inputs, *numbers)
 
     def explained_variance(self) -> float:
