@@ -596,7 +596,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         if self._fused is not None:
             gradient = loss_gradient(samples, outputs[0].numpy(), outputs[1].numpy(), settings)
             grad_norm: Any = self._fused.step(*gradient, self.max_grad_norm)
-            is_finite = th.tensor(math.isfinite(grad_norm))
+            is_finite: Any = math.isfinite(grad_norm)
         else:
             self.policy.optimizer.zero_grad()
             if self._is_fast():
@@ -611,7 +611,7 @@ class DAPO(Checkpoints, HubModel, PPO):
                 f"loss or gradient is not finite (loss {loss.item()}, gradient norm {float(grad_norm)})"
                 f"{self.rollout_buffer.describe_nonfinite(samples.indices)}"
             )
-        return is_finite
+        return th.as_tensor(is_finite)
 
     def _take_step(self, parameters: list[th.nn.Parameter]) -> th.Tensor:
         """

@@ -58,8 +58,8 @@ def product_in_parts(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def relu(x: np.ndarray) -> np.ndarray:
-    """:return: the positive part"""
-    return np.maximum(x, 0)
+    """:return: the positive part, in the memory of the array"""
+    return np.maximum(x, 0, out=x)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

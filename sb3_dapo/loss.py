@@ -279,9 +279,9 @@ def normalize(advantages: Array, how: bool | Literal["rms"]) -> Array:
     if not how or advantages.shape[-1] == 1:
         return advantages
     if isinstance(advantages, np.ndarray):
-        centered = advantages if how == "rms" else advantages - advantages.mean()
-        n = len(advantages) if how == "rms" else len(advantages) - 1
-        return centered / (math.sqrt((centered * centered).sum() / n) + 1e-8)
+        n = len(advantages)
+        centered = advantages if how == "rms" else advantages - advantages.sum() / n
+        return centered / (math.sqrt(centered @ centered / (n if how == "rms" else n - 1)) + 1e-8)
     if how == "rms":
         return advantages / (advantages.square().mean(dim=-1, keepdim=True).sqrt() + 1e-8)
     return (advantages - advantages.mean(dim=-1, keepdim=True)) / (advantages.std(dim=-1, keepdim=True) + 1e-8)
