@@ -80,9 +80,8 @@ def vtrace(
     _check_parameters(lam=lam, rho_bar=rho_bar, c_bar=c_bar)
     if not 0 <= advantage_lam <= 1:
         raise ValueError(f"`advantage_lam` must be in [0, 1], got {advantage_lam}")
-    xp, rewards, v, bootstraps, ratios, discounts, ends = _arrays(
-        rewards, values, next_values, ratios, discounts, continues == 0
-    )
+    arrays = _arrays(rewards, values, next_values, ratios, discounts, continues == 0)
+    xp, rewards, v, bootstraps, ratios, discounts, ends = arrays
     with np.errstate(all="ignore"):
         bootstraps = xp.where(discounts == 0, 0.0, bootstraps)
         deltas = ratios.clip(None, rho_bar) * (rewards + discounts * bootstraps - v)
