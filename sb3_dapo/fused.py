@@ -410,7 +410,7 @@ class FusedPolicy:
         if self.trunk is not None:
             self.trunk.backward(of_features + of_features_too, in_trunk)
         gradient = self.adam.gradient
-        norm = math.sqrt(gradient @ gradient)
+        norm = math.sqrt(th.dot(gradient, gradient))  # in the threads that there are, where NumPy would wake its own
         if math.isfinite(norm):
             if norm > max_norm:
                 gradient *= max_norm / (norm + 1e-6)
@@ -457,11 +457,11 @@ class FlatAdam:
 
     def __init__(self, optimizer: th.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
         self.optimizer, self.parameters = optimizer, parameters
-        flat = th.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
-        parts = flat.split([p.numel() for p in parameters])
+        self.gradient = th.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
+        parts = self.gradient.split([p.numel() for p in parameters])
         # Laid out as the parameters are, whose channels may lie last
         self._gradients = [part.as_strided(p.shape, p.stride()) for part, p in zip(parts, parameters, strict=True)]
-        self.gradient, self.gradients = flat.numpy(), [x.numpy() for x in self._gradients]
+        self.gradients = [x.numpy() for x in self._gradients]
         group, unusual = optimizer.param_groups[0], ("amsgrad", "weight_decay", "maximize", "differentiable")
         self.is_usual = type(optimizer) is th.optim.Adam and len(optimizer.param_groups) == 1 and bool(group["fused"])
         self.is_usual = self.is_usual and not any(group[name] for name in unusual)
