@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 RESULTS = Path(__file__).parent / "results"
@@ -186,7 +187,7 @@ def read_csv(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def half_width(values: Sequence[float]) -> float:
+def half_width(values: Sequence[float] | np.ndarray) -> float:
     """
     :param values: of the seeds
     :return: half the width of the 95 % interval of their mean, by Student's t; NaN for a single one
