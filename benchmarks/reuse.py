@@ -12,7 +12,8 @@ the effective rank of the features, and how many units are dead.
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import explained_variance
-from store import Row, half_width, read_csv, stream_csv, write_table
+from store import Row, half_width, read_csv, train_missing, write_table
 from suites import hyperparameters, normalize
 
 from sb3_dapo import DAPO
@@ -186,18 +187,12 @@ def train(game: str, suspect: str, seed: int) -> list[Row]:
     # No log: that would clear the values which are read here
     model = Suspected(env=make_env(game, seed), seed=seed, device="cpu", **settings)
     model.learn(TIMESTEPS, inspection, log_interval=TIMESTEPS)
-    return [{"game": game, "suspect": suspect, "seed": seed, **row} for row in inspection.rows]
+    return inspection.rows
 
 
-def key_of(row: Row) -> tuple[str, str, int]:
-    return row["game"], row["suspect"], int(row["seed"])
-
-
-def read(path: Path) -> list[Row]:
-    """:return: rows of runs that came to their end"""
-    rows = read_csv(path)
-    last = {key_of(row) for row in rows if int(row["timesteps"]) == TIMESTEPS}
-    return [row for row in rows if key_of(row) in last]
+def is_last(row: Row) -> bool:
+    """:return: whether a row is the last of its run"""
+    return int(row["timesteps"]) == TIMESTEPS
 
 
 def means_of(rows: Sequence[Row], name: str) -> dict[tuple[str, str], np.ndarray]:
@@ -205,7 +200,7 @@ def means_of(rows: Sequence[Row], name: str) -> dict[tuple[str, str], np.ndarray
     values: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for row in rows:
         if name != "score" or int(row["timesteps"]) in MARKS[-N_LAST:]:
-            values[key_of(row)].append(float(row[name]))
+            values[row["game"], row["suspect"], int(row["seed"])].append(float(row[name]))
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for game, suspect, seed in sorted(values):
         found[game, suspect].append(float(np.mean(values[game, suspect, seed])))
@@ -286,26 +281,15 @@ def main() -> None:
     th.set_num_threads(1)
     register()
 
-    known = read(args.output)
-
-    def rows() -> Iterator[Row]:
-        yield from known
-        done = {key_of(row) for row in known}
-        for seed in range(1, args.seeds + 1):
-            for suspect in args.suspects:
-                for game in args.games:
-                    if (game, suspect, seed) not in done:
-                        yield from train(game, suspect, seed)
-
     if not args.report:
-        for row in stream_csv(args.output, COLUMNS, rows()):
-            if int(row["timesteps"]) == TIMESTEPS:
-                run = f"{row['game']:9} {row['suspect']:28} seed {row['seed']}  {float(row['score']):6.2f}"
-                print(
-                    f"{run}  explained {row['explained_new']}, {row['explained_kept']}  rank {row['rank']}", flush=True
-                )
+        cases = product(range(1, args.seeds + 1), args.suspects, args.games)
+        runs = [{"game": game, "suspect": suspect, "seed": seed} for seed, suspect, game in cases]
+        for row in train_missing(args.output, COLUMNS, runs, train, is_last):
+            if is_last(row):
+                run = f"{row['game']:9} {row['suspect']:28} seed {row['seed']}"
+                print(f"{run}  {float(row['score']):6.2f}  KL {float(row['kl']):.4f}", flush=True)
     write_table(args.output, table)
-    draw(read(args.output))
+    draw(read_csv(args.output))
 
 
 if __name__ == "__main__":
