@@ -217,7 +217,8 @@ class Exportable(OnPolicyAlgorithm):
             not_exported.append("rollout_buffer_kwargs")
 
         contents = {files.PARAMETERS: files.dump_tensors(tensors)}
-        normalization = Normalization.of(self.get_vec_normalize_env())
+        vec_normalize = self.get_vec_normalize_env()
+        normalization = None if vec_normalize is None else Normalization.of(vec_normalize)
         if normalization is not None:
             contents[files.STATISTICS] = files.dump_tensors(normalization.statistics)
         modules = {module.__name__: str(module.__version__) for module in (stable_baselines3, th, gym, np)}
