@@ -113,7 +113,7 @@ class RolloutRecorder(RolloutBuffer):
     @property
     def actions(self) -> np.ndarray:  # type: ignore[override]
         """Actions as far as they are collected, ``(T, N, action_dim)``."""
-        return np.asarray(self._actions.column).reshape(self.buffer_size, self.n_envs, self.action_dim)
+        return self._actions.column.reshape(self.buffer_size, self.n_envs, self.action_dim)
 
     @property
     def truncations(self) -> list[Truncation]:
@@ -220,7 +220,7 @@ class RolloutRecorder(RolloutBuffer):
         ends = np.vstack([self.episode_starts[1:] > 0, self._last_dones])
         return Rollout(
             observations={key: record.column for key, record in self._observations.items()},
-            actions=self._actions.column,  # type: ignore[arg-type]
+            actions=self._actions.column,
             rewards=rewards,
             terminated=ends & ~truncated,
             truncated=truncated,

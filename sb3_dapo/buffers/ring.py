@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.utils import explained_variance
 
 from sb3_dapo.buffers.recorder import RolloutRecorder
 from sb3_dapo.buffers.rollout import PLAIN, Rollout, storage
@@ -215,25 +216,6 @@ class RolloutRing(RolloutRecorder):
             kept = visited.detach() if is_taken is None else th.where(is_taken, visited.detach(), latest[indices])
             latest[indices] = kept
 
-    def describe_nonfinite(self, indices: th.Tensor) -> str:
-        """
-        :param indices: positions of a minibatch, shape ``(B,)``
-        :return: which of its targets is not finite, and where it was collected, for an error message
-        """
-        for name, kept in (("advantage", self.kept_advantages), ("return", self.kept_returns)):
-            bad = indices[~th.isfinite(kept.view(-1)[indices])]
-            if len(bad) > 0:
-                slot, rest = divmod(int(bad[0]), self.n_envs * self.buffer_size)
-                env, step = divmod(rest, self.buffer_size)
-                newer = (self.arrivals[: self.n_kept] > self.arrivals[slot]) & (
-                    self.sources[: self.n_kept] == self.sources[slot]
-                )
-                return (
-                    f": the {name} of environment {env} at step {step} of the rollout collected {newer.sum()} before "
-                    f"the newest"
-                )
-        return ""
-
     def bootstrap_batches(self, batch_size: int) -> Iterator[BootstrapSamples]:
         """
         :param batch_size: B
@@ -241,16 +223,17 @@ class RolloutRing(RolloutRecorder):
             minibatches of B at most
         """
         known = self._bootstrapped_slots()
-
-        def batches(kept: list[TensorDict]) -> dict[str, tuple[th.Tensor, ...]]:
-            names = kept[known[0]] if known else ()
-            return {name: th.cat([kept[slot][name] for slot in known]).split(int(batch_size)) for name in names}
-
-        observations, inputs = batches(self.bootstrap_observations), batches(self.bootstrap_inputs)
-        for i in range(max(map(len, observations.values()), default=0)):
+        if not known:
+            return
+        observations, inputs = (
+            {name: th.cat([kept[slot][name] for slot in known]) for name in kept[known[0]]}
+            for kept in (self.bootstrap_observations, self.bootstrap_inputs)
+        )
+        for begin in range(0, len(next(iter(observations.values()))), int(batch_size)):
+            batch = slice(begin, begin + int(batch_size))
             yield BootstrapSamples(
-                self._from_dict({key: obs[i] for key, obs in observations.items()}),
-                {name: arrays[i] for name, arrays in inputs.items()},
+                self._from_dict({key: obs[batch] for key, obs in observations.items()}),
+                {name: arrays[batch] for name, arrays in inputs.items()},
             )
 
     def _bootstrapped_slots(self) -> list[int]:
@@ -364,12 +347,9 @@ class RolloutRing(RolloutRecorder):
         """
         :return: share of the variance of the returns that the values explain, as SB3 logs it; NaN if they don't vary
         """
-        returns, values = self.kept_returns[: self.n_kept], self.old_values[: self.n_kept]
-        return (
-            (1 - (returns - values).var() / returns.var()).item()
-            if returns.numel() > 1 and returns.var() > 0
-            else float("nan")
-        )
+        values, returns = (x[: self.n_kept].flatten().numpy(force=True) for x in (self.old_values, self.kept_returns))
+        with np.errstate(invalid="ignore"):  # rewards that are not finite are allowed
+            return explained_variance(values, returns)
 
     def ages(self, version: int) -> np.ndarray:
         """
