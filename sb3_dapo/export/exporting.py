@@ -37,6 +37,7 @@ import sb3_dapo.export.description as describing
 import sb3_dapo.export.folder as files
 from sb3_dapo.arguments import arguments_of
 from sb3_dapo.buffers import RolloutRing
+from sb3_dapo.buffers.rollout import observation_spaces
 from sb3_dapo.export.description import annotations_of, decode_arguments, decode_fields, decode_space
 from sb3_dapo.export.folder import ExportError, Tensors, naming, refusing, short
 from sb3_dapo.export.normalization import Normalization
@@ -160,9 +161,7 @@ class Exportable(OnPolicyAlgorithm):
             if not {"n_steps", "n_rollouts"} <= set(kwargs):
                 model._check_ring()
             model._setup_model()
-        with th.no_grad():
-            for name, parameter in files.distinct_tensors(model.policy).items():
-                parameter.copy_(parameters[name])
+        model.policy.load_state_dict(parameters, strict=False)  # whose names have been checked
         set_fast(model.policy, description.is_fast)
         if model.use_sde:
             model.policy.reset_noise()  # it was drawn with other parameters
@@ -314,10 +313,10 @@ class Exportable(OnPolicyAlgorithm):
 
     def _check_ring(self) -> None:
         """Refuse a rollout buffer, still to be built, that would take more memory than a file may ask for."""
-        space, n_rollouts = self.observation_space, getattr(self, "n_rollouts", 1)
-        parts: Any = space.values() if isinstance(space, spaces.Dict) else [space]
+        n_rollouts = getattr(self, "n_rollouts", 1)
+        parts: Any = [*observation_spaces(self.observation_space).values(), self.action_space]
         # Besides observation and action, a step has a dozen numbers; a rollout has objects, which also take time
-        step_bytes = 64 + sum(math.prod(part.shape) * part.dtype.itemsize for part in (*parts, self.action_space))
+        step_bytes = 64 + sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
         n_bytes = n_rollouts * (self.n_steps * self.n_envs * step_bytes + 2**16)
         if n_bytes > MAX_RING_BYTES:
             raise ExportError(
