@@ -16,6 +16,8 @@ from sb3_dapo.divergences import Divergence
 from sb3_dapo.estimators import future_divergence, importance_ratios, vtrace
 
 Observations = th.Tensor | TensorDict
+# Attributes of the ring that are lists with an entry for each rollout
+LISTS = ("bootstrap_observations", "bootstrap_inputs", "truncation_positions")
 
 
 class RolloutRingSamples(NamedTuple):
@@ -374,17 +376,13 @@ class RolloutRing(RolloutRecorder):
             "shape": self._shape(),
             "slots": slots,
             "full": self.full,
-            "versions": self.versions[slots].tolist(),
-            "sources": self.sources[slots].tolist(),
-            "arrivals": self.arrivals[slots].tolist(),
             "acting_version": self.acting_version,
+            **{name: getattr(self, name)[slots].tolist() for name in ("versions", "sources", "arrivals")},
             "stores": {name: store.state(slots) for name, store in self._stores().items()},
             "inputs": {name: store.state(slots) for name, store in self.input_stores.items()},
             "scalars": {name: kept[slots].cpu() for name, kept in self._kept_tensors().items()},
             "last_values": self.last_values[slots].cpu(),
-            "bootstrap_observations": [_to("cpu", self.bootstrap_observations[slot]) for slot in slots],
-            "bootstrap_inputs": [_to("cpu", self.bootstrap_inputs[slot]) for slot in slots],
-            "truncation_positions": [self.truncation_positions[slot].cpu() for slot in slots],
+            **{name: [_to("cpu", getattr(self, name)[slot]) for slot in slots] for name in LISTS},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -408,10 +406,8 @@ class RolloutRing(RolloutRecorder):
         for name in ("versions", "sources", "arrivals"):
             getattr(self, name)[slots] = state[name]
         self.last_values[slots] = state["last_values"].to(self.device)
-        for slot in slots:
-            self.bootstrap_observations[slot] = _to(self.device, state["bootstrap_observations"][slot])
-            self.bootstrap_inputs[slot] = _to(self.device, state["bootstrap_inputs"][slot])
-            self.truncation_positions[slot] = state["truncation_positions"][slot].to(self.device)
+        for name in LISTS:
+            getattr(self, name)[: len(slots)] = [_to(self.device, value) for value in state[name]]
         self.n_kept, self.full, self.acting_version = len(slots), state["full"], state["acting_version"]
         self.n_arrived = int(self.arrivals[slots].max(initial=-1)) + 1
 
@@ -427,25 +423,20 @@ class RolloutRing(RolloutRecorder):
             "n_rollouts": self.n_rollouts,
             "n_sources": self.n_sources,
             "sequence_length": self.sequence_length,
-            **{
-                name: f"{type(store).__name__} of {store.dtype} {store.shape}" for name, store in self._stores().items()
-            },
+            **{name: f"{type(x).__name__} of {x.dtype} {x.shape}" for name, x in self._stores().items()},
         }
 
     def _stores(self) -> dict[str, RingStore]:
-        """All stores, by name."""
-        return {
-            **{f"observation {key}": store for key, store in self.observation_stores.items()},
-            "action": self.action_store,
-        }
+        """All stores but those of inputs, by name."""
+        return {f"observation {key}": x for key, x in self.observation_stores.items()} | {"action": self.action_store}
 
 
 def _torch_dtype(dtype: np.dtype) -> th.dtype:
     return th.from_numpy(np.empty(0, dtype)).dtype
 
 
-def _to(device: th.device | str, tensors: TensorDict) -> TensorDict:
-    return {key: tensor.to(device) for key, tensor in tensors.items()}
+def _to(device: th.device | str, value: th.Tensor | TensorDict) -> Any:
+    return {key: x.to(device) for key, x in value.items()} if isinstance(value, dict) else value.to(device)
 
 
 def _of_this_version(state: dict[str, Any]) -> dict[str, Any]:

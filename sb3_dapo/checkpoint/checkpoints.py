@@ -220,8 +220,6 @@ class Checkpoints(OnPolicyAlgorithm):
         self._last_obs = self.env.reset()  # type: ignore[assignment]
         set_random_states(random_states, self.device)
         self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
-        if self._vec_normalize_env is not None:
-            self._last_original_obs = self._vec_normalize_env.get_original_obs()
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_rollout_start", "_resumption"]

@@ -172,9 +172,8 @@ class Exportable(OnPolicyAlgorithm):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            with refusing("it cannot be described"):
-                self._fixed_parts()
-        except ExportError as error:
+            self._fixed_parts()
+        except Exception as error:  # spaces and modules of users may raise anything
             warnings.warn(f"This model can be trained and saved, but not exported: {error}", stacklevel=2)
         return super()._setup_learn(*args, **kwargs)
 
