@@ -210,8 +210,8 @@ class DAPO(Checkpoints, HubModel, PPO):
         check("env", env, is_env or (env is None and not _init_setup_model), "an id, a gymnasium.Env or a VecEnv")
         check("policy", policy, isinstance(policy, str | type), "the name of a policy or a class")
         check_number("n_steps", n_steps, self.argument_ranges["n_steps"])  # with which PPO computes
-        twice = set(self.ring_arguments) & set(rollout_buffer_kwargs or ())
-        allowed = f"without {sorted(twice)}, arguments of {type(self).__name__}"
+        twice = ", ".join(repr(name) for name in self.ring_arguments if name in (rollout_buffer_kwargs or ()))
+        allowed = f"without {twice}, which {type(self).__name__} has as arguments"
         check("rollout_buffer_kwargs", rollout_buffer_kwargs, not twice, allowed)
         for_ppo = {name: arguments[name] for name in arguments_of(PPO)}
         # PPO would warn of a batch size that is no factor of one rollout, though K of them are shuffled, and assert

@@ -140,16 +140,14 @@ class Exportable(OnPolicyAlgorithm):
         for name in kwargs:
             if name not in arguments_of(cls) or name == "_init_setup_model":
                 raise ValueError(f"`{name}` is not an argument of {cls.__name__}")
-        venv: Any = None
         with naming(path):
             description, policy_class, parameters, normalization = cls._read_exported(Path(path), policy, kwargs)
-            if env is not None:
-                venv = vectorized(env)
+            venv: Any = None if env is None else vectorized(env)
+            if venv is not None:
                 if normalization is not None and not is_vecenv_wrapped(venv, VecNormalize):
                     venv = normalization.restore(venv)
                 venv = cls._wrap_env(venv)  # transposes images
-        if venv is not None:
-            check_for_correct_spaces(venv, description.observation_space, description.action_space)
+                check_for_correct_spaces(venv, description.observation_space, description.action_space)
 
         with naming(path), refusing("no model can be built of what it describes"):
             arguments = {**description.hyperparameters, "policy_kwargs": deepcopy(description.policy_kwargs)}
