@@ -350,7 +350,7 @@ class RolloutRing(RolloutRecorder):
         :return: share of the variance of the returns that the values explain, as SB3 logs it; NaN if they don't vary
         """
         values, returns = (x[: self.n_kept].flatten().numpy(force=True) for x in (self.old_values, self.kept_returns))
-        with np.errstate(invalid="ignore"):  # rewards that are not finite are allowed
+        with np.errstate(all="ignore"):  # rewards may be too large, or not finite
             return explained_variance(values, returns)
 
     def ages(self, version: int) -> np.ndarray:

@@ -75,8 +75,8 @@ def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
     except NotRestorableError as error:
         return state._replace(reason=str(error))
     envs_state = _dump((base_state, states), names)
-    is_large = len(envs_state) >= LARGE  # which attributes that are shared need not add up to
-    large = [f"{name} ({size / 2**20:.1f} MB)" for name, size in sizes.items() if size >= LARGE and is_large]
+    # What layers share is written once, but counts for each of them
+    large = [f"{name} ({size / 2**20:.1f} MB)" for name, size in sizes.items() if size >= LARGE <= len(envs_state)]
     return state._replace(envs=[class_names(layers) for layers in envs], envs_state=envs_state, large=", ".join(large))
 
 

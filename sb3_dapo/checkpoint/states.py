@@ -129,6 +129,10 @@ def map_observations(function: Callable[..., Any], *observations: Any) -> Any:
 
 
 def with_strides(array: np.ndarray, strides: tuple[int, ...]) -> np.ndarray:
-    """An array whose axes lie in memory in the order of these strides."""
-    order = sorted(range(array.ndim), key=lambda axis: -strides[axis])
-    return np.ascontiguousarray(array.transpose(order)).transpose(np.argsort(order))
+    """A copy of an array with these strides, or the array if they run backwards."""
+    if min(strides, default=0) < 0:
+        return array
+    size = array.itemsize + sum((n - 1) * stride for n, stride in zip(array.shape, strides, strict=True))
+    copy: np.ndarray = np.ndarray(array.shape, array.dtype, np.zeros(size, np.uint8), strides=strides)
+    copy[...] = array
+    return copy
