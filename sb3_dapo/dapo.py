@@ -45,7 +45,10 @@ SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
 # Arguments that the network and the environments are made with
 FIXED = ("policy_class", "policy_kwargs", "use_sde", "rollout_buffer_class", "rollout_buffer_kwargs")
 # What _setup_model makes, and no file holds
-NOT_SAVED = "_fixed _applied_learning_rate _own_controller _fused _tried_to_compile _compiled_evaluate".split()
+NOT_SAVED = (
+    *("_fixed", "_applied_learning_rate", "_own_controller"),
+    *("_fused", "_tried_to_compile", "_compiled_evaluate"),
+)
 
 
 class DAPO(Checkpoints, HubModel, PPO):
