@@ -56,11 +56,7 @@ def copied_export(folder: Path, repo_id: str) -> Iterator[Path]:
             f"machine, pass `trust_pickle=True`"
         )
     with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary, EXPORT)
-        copy.mkdir()
-        for name in EXPORT_FILES:
-            if (folder / EXPORT / name).is_file():
-                shutil.copyfile(folder / EXPORT / name, copy / name)
+        copy = shutil.copytree(folder / EXPORT, Path(temporary, EXPORT))
         try:
             yield copy
         except ExportError as error:

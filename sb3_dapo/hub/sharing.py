@@ -80,13 +80,11 @@ class HubModel(Exportable):
             if eval_env is not None:
                 env = vectorized(eval_env)
                 evaluation = evaluate(self, env, folder / EXPORT, n_eval_episodes, deterministic)
-                card.write_results(folder, evaluation)
                 env_id = repository.find_env_id(env) or env_id
             description = repository.read_description(folder)
             code = program(type(self), repo_id, env_id, folder)
             usage = card.python_section(description, code, env_id, *self.extras)
-            text = card.model_card(description, env_id, evaluation, usage, card.settings_section(description))
-            card.write_card(folder, text, env_id, evaluation)
+            card.write_card(folder, env_id, evaluation, usage, card.settings_section(description))
             # Whatever can fail on this machine has not failed
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             repository.upload(api, url.repo_id, folder, message)
@@ -143,15 +141,14 @@ class HubModel(Exportable):
                 f"with `trust_pickle=True`, `repo_id` must name a repository with one zip file of a model, got "
                 f"{repo_id!r}, which has {names or 'none'}"
             )
-        venv, vec_normalize = None if env is None else vectorized(env), None
+        venv = None if env is None else vectorized(env)
         if (folder / STATISTICS_PICKLE).is_file() and (venv is None or not is_vecenv_wrapped(venv, VecNormalize)):
             vec_normalize = pickle.loads((folder / STATISTICS_PICKLE).read_bytes())
             vec_normalize.training = False
+            kwargs["_vec_normalize_env"] = vec_normalize
             if venv is not None:
                 vec_normalize.set_venv(venv)
                 venv = vec_normalize
-        if venv is None:
-            kwargs["_vec_normalize_env"] = vec_normalize
         return cls.load(folder / names[0], env=venv, **kwargs)
 
     def predictor_for(self, env: VecEnv) -> Any:
@@ -188,11 +185,15 @@ def evaluate(model: HubModel, env: VecEnv, exported: Path, n_episodes: int, dete
     return card.Evaluation(np.array(scores), deterministic, protocol)
 
 
-def program(cls: type[HubModel], repo_id: str, env_id: str | None, folder: Path) -> str:
-    """:return: program that loads a model, and plays if that needs the environment's name alone, which is tried here"""
+def import_of(cls: type) -> str:
+    """:return: line that imports a class"""
     name, package = cls.__name__, cls.__module__.partition(".")[0]
     is_public = getattr(import_module(package), name, None) is cls
-    own_import = f"from {package if is_public else cls.__module__} import {name}"
+    return f"from {package if is_public else cls.__module__} import {name}"
+
+
+def program(cls: type[HubModel], repo_id: str, env_id: str | None, folder: Path) -> str:
+    """:return: program that loads a model, and plays if that needs the environment's name alone, which is tried here"""
     imports, env, play = "", "", "print(model.observation_space, model.action_space)"
     is_playable = cls.predictor_for is HubModel.predictor_for
     if repository.entry_point(env_id).startswith("gymnasium.") and is_playable:
@@ -205,4 +206,4 @@ def program(cls: type[HubModel], repo_id: str, env_id: str | None, folder: Path)
             env = f', env="{env_id}"'
             play = "mean_reward, std_reward = evaluate_policy(model, model.get_env())\n"
             play += 'print(f"{mean_reward:.2f} +/- {std_reward:.2f}")'
-    return f'{imports}{own_import}\n\nmodel = {name}.from_pretrained("{repo_id}"{env})\n{play}'
+    return f'{imports}{import_of(cls)}\n\nmodel = {cls.__name__}.from_pretrained("{repo_id}"{env})\n{play}'

@@ -4,7 +4,6 @@ import argparse
 import os
 from contextlib import redirect_stdout
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,34 +41,30 @@ MAX_CONSTANTS, MAX_CONSTANT_STEPS = 18, 5000
 Scores = npt.NDArray[np.float64]  # (n_episodes,)
 
 
-@dataclass(frozen=True)
 class Agent:
-    """A trained agent, and what its run left."""
+    """
+    A trained agent, and what its run left. The global random generators are seeded.
 
-    env: EnvironmentName
-    algo: str  # its name in the Zoo
-    algo_class: type[BaseAlgorithm]
-    folder: Path  # of the run
-    model_path: Path
-    config: dict[str, Any]  # hyperparameters as they were given
-    hyperparams: dict[str, Any]  # hyperparameters as the Zoo reads them for a test
-    train_args: dict[str, Any]  # of the command that trained
-    env_kwargs: dict[str, Any]  # those given to this command included
-    is_deterministic: bool  # whether it shall play its most likely actions
+    :param args: arguments of `agent_parser`
+    """
 
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> "Agent":
-        """The agent that the arguments of `agent_parser` name. The global random generators are seeded."""
+    def __init__(self, args: argparse.Namespace) -> None:
         set_random_seed(args.seed)
-        env, folder = args.env, args.run_path
-        hyperparams, _ = get_saved_hyperparams(str(folder / env), test_mode=True)
-        hyperparams.pop("env_kwargs", None)
-        config, train_args = read_saved(folder, env, "config"), read_saved(folder, env, "args")
-        env_kwargs = {**(train_args.get("env_kwargs") or config.get("env_kwargs") or {}), **args.env_kwargs}
-        is_stochastic = ExperimentManager.is_atari(env.gym_id) or ExperimentManager.is_minigrid(env.gym_id)
-        is_deterministic = not args.stochastic and (args.deterministic or not is_stochastic)
-        run = (folder, args.model_path, config, hyperparams, train_args)
-        return cls(env, args.algo, ALGOS[args.algo], *run, env_kwargs, is_deterministic)
+        self.args = args
+        self.env: EnvironmentName = args.env
+        self.algo: str = args.algo
+        self.algo_class = ALGOS[args.algo]
+        self.folder: Path = args.run_path
+        self.model_path: Path = args.model_path
+        self.config = read_saved(self.folder, self.env, "config")  # hyperparameters as they were given
+        self.hyperparams, _ = get_saved_hyperparams(str(self.folder / self.env), test_mode=True)
+        self.hyperparams.pop("env_kwargs", None)
+        self.train_args = read_saved(self.folder, self.env, "args")  # of the command that trained
+        env_kwargs = self.train_args.get("env_kwargs") or self.config.get("env_kwargs") or {}
+        self.env_kwargs: dict[str, Any] = {**env_kwargs, **args.env_kwargs}
+        # Whether it shall play its most likely actions
+        is_stochastic = ExperimentManager.is_atari(self.env.gym_id) or ExperimentManager.is_minigrid(self.env.gym_id)
+        self.is_deterministic: bool = not args.stochastic and (args.deterministic or not is_stochastic)
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -81,12 +76,13 @@ class Agent:
         steps = checkpoint_steps(self.model_path)
         return f"checkpoint-{steps}", f" --load-checkpoint {steps}"
 
-    def make_env(self, args: argparse.Namespace, **env_kwargs: Any) -> VecEnv:
+    def make_env(self, **env_kwargs: Any) -> VecEnv:
         """The environment that it was trained in, with the statistics of `VecNormalize` that belong to it."""
-        settings = (self.env.gym_id, self.hyperparams, {**self.env_kwargs, **env_kwargs}, args.n_envs, args.seed)
-        return make_env(*settings, str(self.folder / self.env), model_path=self.model_path)
+        settings = (self.env.gym_id, self.hyperparams, {**self.env_kwargs, **env_kwargs})
+        stats_path = str(self.folder / self.env)
+        return make_env(*settings, self.args.n_envs, self.args.seed, stats_path, model_path=self.model_path)
 
-    def load(self, args: argparse.Namespace, env: VecEnv) -> BaseAlgorithm:
+    def load(self, env: VecEnv) -> BaseAlgorithm:
         """Its model, to play in `env`."""
         kwargs: dict[str, Any] = {"_vec_normalize_env": unwrap_vec_normalize(env)}
         if issubclass(self.algo_class, OffPolicyAlgorithm):  # nothing is learned, so nothing is kept
@@ -94,7 +90,7 @@ class Agent:
             if "HerReplayBuffer" in str(self.hyperparams.get("replay_buffer_class")):
                 kwargs["env"] = env
         # Otherwise without it, as a model may be bound to the kind of environment that it was trained in
-        return self.algo_class.load(self.model_path, seed=args.seed, device=args.device, **kwargs)
+        return self.algo_class.load(self.model_path, seed=self.args.seed, device=self.args.device, **kwargs)
 
 
 def make_env(

@@ -21,7 +21,6 @@ import rl_zoo3.exp_manager
 import yaml
 from rl_zoo3.callbacks import SaveVecNormalizeCallback
 from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
-from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
@@ -46,6 +45,7 @@ from sb3_dapo.zoo.registration import CONF_FILES
 
 # Arguments that the Zoo gives to every algorithm itself
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
+ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
 # Arguments of AtariWrapper, and of the environment, that AtariVecEnv has too
 NATIVE_WRAPPER_KWARGS = {"noop_max", "frame_skip", "screen_size", "terminal_on_life_loss", "clip_reward"}
 NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
@@ -91,14 +91,17 @@ def check_keywords(algo_class: type, names: set[str], source: str) -> None:
         raise ValueError(f"{algo_class.__name__} has no hyperparameter {name!r} (in {source}); {hint}")
 
 
+def wrappers_of(hyperparams: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+    """Names, or classes, and arguments of the wrappers in hyperparameters."""
+    wrappers = hyperparams.get("env_wrapper") or []
+    listed = wrappers if isinstance(wrappers, list) else [wrappers]
+    return [next(iter(wrapper.items())) if isinstance(wrapper, dict) else (wrapper, {}) for wrapper in listed]
+
+
 def atari_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any] | None:
     """Arguments of SB3's `AtariWrapper` if hyperparameters name no other wrapper, otherwise None."""
-    wrappers = hyperparams.get("env_wrapper")
-    wrapper = wrappers[0] if isinstance(wrappers, list) and len(wrappers) == 1 else wrappers
-    kwargs: dict[str, Any] = {}
-    if isinstance(wrapper, dict) and len(wrapper) == 1:
-        ((wrapper, kwargs),) = wrapper.items()
-    return kwargs if wrapper == f"{AtariWrapper.__module__}.{AtariWrapper.__name__}" else None
+    wrappers = wrappers_of(hyperparams)
+    return wrappers[0][1] if [name for name, _ in wrappers] == [ATARI_WRAPPER] else None
 
 
 def native_kwargs(env_id: str, hyperparams: dict[str, Any], env_kwargs: set[str]) -> dict[str, Any] | None:

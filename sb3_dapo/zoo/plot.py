@@ -4,6 +4,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, 
 
 from sb3_dapo.panels import ACTOR_PANELS, PANELS
 from sb3_dapo.zoo.curves import EVALUATIONS, Curve, draw_mean, read_curve, runs_by_settings
-from sb3_dapo.zoo.exp_manager import EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path
+from sb3_dapo.zoo.exp_manager import (
+    ATARI_WRAPPER,
+    EPISODES_FILE,
+    TENSORBOARD_FILE,
+    read_tensorboard_path,
+    wrappers_of,
+)
 from sb3_dapo.zoo.parsers import add_run_arguments, find_run
 
 # An estimate of more points is drawn faintly, with the moving average over its 50th part on top
@@ -29,10 +36,7 @@ EXACT = {"train/policy_lag", "train/divergence_coef", *chain(*ACTOR_PANELS.value
 DASHED = {"train/approx_kl"}  # the same as behavior_kl where one rollout is kept
 
 # Wrappers outside of `Monitor` that repeat an action, 4 times by default, and their argument for how often
-FRAME_SKIPS = {
-    "stable_baselines3.common.atari_wrappers.AtariWrapper": "frame_skip",
-    "rl_zoo3.wrappers.FrameSkip": "skip",
-}
+FRAME_SKIPS = {ATARI_WRAPPER: "frame_skip", "rl_zoo3.wrappers.FrameSkip": "skip"}
 
 Log = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # steps and values, shape (n_points,)
 
@@ -60,12 +64,7 @@ def read_episodes(run_path: Path, frame_skip: int) -> Log:
 
 def read_frame_skip(hyperparams: dict[str, Any]) -> int:
     """Steps of the environment per step of the agent: `Monitor` counts the former."""
-    wrappers = hyperparams.get("env_wrapper") or []
-    frame_skip = 1
-    for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
-        for name, kwargs in (wrapper if isinstance(wrapper, dict) else {wrapper: {}}).items():
-            frame_skip *= (kwargs or {}).get(FRAME_SKIPS[name], 4) if name in FRAME_SKIPS else 1
-    return frame_skip
+    return prod(kwargs.get(FRAME_SKIPS[name], 4) for name, kwargs in wrappers_of(hyperparams) if name in FRAME_SKIPS)
 
 
 def draw_curve(axes: Axes, curve: Log, key: str) -> None:

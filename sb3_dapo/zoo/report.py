@@ -1,6 +1,5 @@
 """The command `sb3-dapo report`: what an agent has learned, beside those who have learned nothing, and humans."""
 
-import csv
 import os
 import shlex
 import shutil
@@ -33,11 +32,11 @@ def report() -> None:
     text = "also record a video, of 300 steps unless a number is given"
     parser.add_argument("--video", metavar="STEPS", help=text, type=positive, nargs="?", const=300)
     args = parser.parse_args()
-    agent = Agent.of(args)
+    agent = Agent(args)
     env_id, name = agent.env.gym_id, args.algo.upper()
     print(f"Playing {args.n_episodes} games each with the agent and without")
-    env = agent.make_env(args)
-    model = agent.load(args, env)
+    env = agent.make_env()
+    model = agent.load(env)
     steps = model.num_timesteps
     played = {name: evaluate(model, env, args.n_episodes, agent.is_deterministic)}
     settings = (env_id, agent.hyperparams, agent.env_kwargs, args.n_envs, args.seed)
@@ -56,9 +55,7 @@ def report() -> None:
         print(f"{text_curves([curve], lines)}\n")
     save_learning_curve(files["learning curve"], f"{name} on {env_id}", curve, played[name], lines, steps)
     if args.video is not None:
-        recorded = agent.make_env(args, render_mode="rgb_array")
-        videos = agent.folder / "videos"
-        files["video"] = videos / record(agent, model, recorded, videos, args.video).name
+        files["video"] = record(agent, agent.folder / "videos", args.video)
     for what, path in files.items():
         print(f"  {what:15} {path}")
     print(f"\n{commands(agent, args.folder)}\n")
@@ -80,10 +77,8 @@ def bars(played: Mapping[str, Scores], lines: Mapping[str, float]) -> str:
 
 def write_scores(path: Path, played: Mapping[str, Scores], steps: int) -> None:
     """Keep the scores of all games as a table."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["player", "timesteps", "score"])
-        writer.writerows((who, steps, score) for who, scores in played.items() for score in scores)
+    rows = [f"{who},{steps},{score}" for who, scores in played.items() for score in scores]
+    path.write_text("\n".join(["player,timesteps,score", *rows, ""]))
 
 
 def own_curve(agent: Agent) -> Curve | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecVideoRecorder
 
 from sb3_dapo.zoo.evaluation import Agent, player
@@ -64,18 +63,19 @@ class VideoRecorder(VecVideoRecorder):
                 clip.write_gif(str(path), fps=fps, logger=None)
 
 
-def record(agent: Agent, model: BaseAlgorithm, env: VecEnv, folder: Path, n_steps: int, gif: bool = False) -> Path:
-    """Write a video of `n_steps` steps, and return its path. The environment, which renders arrays, is closed."""
+def record(agent: Agent, folder: Path, n_steps: int, gif: bool = False) -> Path:
+    """Write a video of `n_steps` steps, and return its path."""
+    env = agent.make_env(render_mode="rgb_array")
     name = f"{agent.kind[0]}-{agent.algo}-{agent.env}"
     recorder = VideoRecorder(env, str(folder), lambda step: step == 0, n_steps, name, gif=gif)
     observations = recorder.reset()
-    plays, state, starts = player(model, env), None, np.ones(env.num_envs, dtype=bool)
+    plays, state, starts = player(agent.load(env), env), None, np.ones(env.num_envs, dtype=bool)
     with suppress(KeyboardInterrupt):  # what there is is written
         for _ in range(n_steps):
             actions, state = plays.predict(observations, state, starts, agent.is_deterministic)
             observations, _, starts, _ = recorder.step(actions)
     recorder.close()
-    return Path(recorder.video_path)
+    return folder / recorder.video_name
 
 
 def record_video() -> None:
@@ -87,7 +87,6 @@ def record_video() -> None:
     # The Zoo's, which have no effect there
     parser.add_argument("--no-render", "--custom-objects", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    agent = Agent.of(args)
+    agent = Agent(args)
     print(f"Loading {agent.model_path}")
-    env, folder = agent.make_env(args, render_mode="rgb_array"), Path(args.output_folder or agent.folder / "videos")
-    record(agent, agent.load(args, env), env, folder, args.n_timesteps, args.gif)
+    record(agent, Path(args.output_folder or agent.folder / "videos"), args.n_timesteps, args.gif)
