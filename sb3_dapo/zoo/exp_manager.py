@@ -143,24 +143,23 @@ def read_tensorboard_path(run_path: str | Path) -> str:
 
 def episode_of(info: Any) -> tuple[Any, Any] | None:
     """Score and length of the episode that ended, None if none did: some simulators send entries of their own."""
-    episode = info.get("episode") if isinstance(info, dict) else None
     try:
-        return (np.asarray(episode["r"]).item(), np.asarray(episode["l"]).item())  # type: ignore[index]
+        return (np.asarray(info["episode"]["r"]).item(), np.asarray(info["episode"]["l"]).item())
     except (IndexError, KeyError, TypeError, ValueError):
         return None
 
 
 def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
     """`VecNormalize` as it was when a model of a run was saved, by default the last one."""
-    path = folder / "vecnormalize.pkl"  # of the end; of the best model until then
-    if model_path is not None and model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
+    own = path = folder / "vecnormalize.pkl"  # of the end; of the best model until then
+    if model_path is not None and model_path.name == BEST_MODEL:
+        own = folder / BEST_STATISTICS
+    elif model_path is not None and model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
         statistics = vec_normalize_of(model_path)
         if statistics is not None:
             return statistics
         # What SB3 writes beside its checkpoints, for the Zoo's other algorithms
         own = model_path.with_name(f"{CHECKPOINT_PREFIX}_vecnormalize_{checkpoint_steps(model_path)}_steps.pkl")
-    else:
-        own = folder / BEST_STATISTICS if model_path is not None and model_path.name == BEST_MODEL else path
     if not own.is_file() and path.is_file():
         warnings.warn(f"{model_path} has no statistics of VecNormalize, those of {path} are used", stacklevel=2)
         own = path
@@ -337,9 +336,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.is_own_algo and save_freq > 0:
             # Actors that are not waited for have no run to equal, and need not begin anew
             is_async = getattr(self.args, "actors", None) and not vars(self.args).get("sync")
-            kept: dict[str, Any] = {"keep_last": None, "name_prefix": CHECKPOINT_PREFIX}
-            kept["reset_envs"] = False if is_async else None
-            self.callbacks.append(CheckpointCallback(save_freq, self.save_path, **kept))
+            reset_envs = False if is_async else None
+            self.callbacks.append(CheckpointCallback(save_freq, self.save_path, None, CHECKPOINT_PREFIX, reset_envs))
         for callback in self.callbacks:
             if isinstance(callback, SB3CheckpointCallback):
                 callback.save_vecnormalize = True
@@ -406,10 +404,10 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         env_id = self.env_name.gym_id
         kwargs = {"frameskip": 1, "repeat_action_probability": 0.0, **gym.spec(env_id).kwargs, **self.env_kwargs}
         if kwargs["frameskip"] != 1:
-            made_for = no_frameskip_id(env_id) or "NoFrameskip-v4 games"
             skips = ", ".join(f"{name}={kwargs[name]}" for name in ("frameskip", "repeat_action_probability"))
-            warning = f"{env_id} skips frames itself ({skips}) and AtariWrapper skips frames again. The hyperparameters"
-            print(f"Warning: {warning} are made for {made_for}", file=sys.stderr)
+            warning = f"Warning: {env_id} skips frames itself ({skips}) and AtariWrapper skips frames again"
+            made_for = no_frameskip_id(env_id) or "NoFrameskip-v4 games"
+            print(f"{warning}. The hyperparameters are made for {made_for}", file=sys.stderr)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """The Zoo's, with all wrappers, or an AtariVecEnv."""
