@@ -155,9 +155,8 @@ class AtariGame:
         self.continue_opening()
 
     def continue_opening(self) -> None:
-        """Send the next of these actions, or find that there is none left: ``opening`` tells."""
+        """Send the next of these actions, if there is one left."""
         action = next(self._opening, None)
-        self.opening = action is not None
         if action is not None:
             self.send(np.array([action]))
 
@@ -411,7 +410,7 @@ class AtariVecEnv(VecEnv):
         while waiting:
             index = waiting.popleft()
             game = self._games[index]
-            if game.opening:
+            if game.is_sent:
                 game.receive()
                 game.continue_opening()
                 waiting.append(index)

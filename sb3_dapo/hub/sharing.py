@@ -70,12 +70,7 @@ class HubModel(Exportable):
             repo_id = f"{api.whoami()['name']}/{repo_id}"
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            self.export(folder / EXPORT)
-            self.save(folder / f"{repo_id.split('/')[-1]}.zip")
-            vec_normalize = self.get_vec_normalize_env()
-            if vec_normalize is not None:
-                vec_normalize.save(str(folder / STATISTICS_PICKLE))
-
+            self._write_files(folder, f"{repo_id.split('/')[-1]}.zip")
             evaluation, env_id = None, self._env_id()
             if eval_env is not None:
                 env = vectorized(eval_env)
@@ -89,6 +84,14 @@ class HubModel(Exportable):
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             repository.upload(api, url.repo_id, folder, message)
         return str(url)
+
+    def _write_files(self, folder: Path, zip_name: str) -> None:
+        """Write what a repository holds of the model itself."""
+        self.export(folder / EXPORT)
+        self.save(folder / zip_name)
+        vec_normalize = self.get_vec_normalize_env()
+        if vec_normalize is not None:
+            vec_normalize.save(str(folder / STATISTICS_PICKLE))
 
     @classmethod
     def from_pretrained(

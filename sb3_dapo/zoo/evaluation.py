@@ -120,10 +120,8 @@ def make_env(
     env = create_test_env(env_id, n_envs, None, seed, hyperparams=deepcopy(hyperparams), **kwargs)
     if stats_path is not None and hyperparams.get("normalize"):
         print("Loading running average")
-        statistics = read_statistics(Path(stats_path), model_path)
-        statistics.set_venv(env)
+        env = statistics = read_statistics(env, Path(stats_path), model_path)
         statistics.training, statistics.norm_reward = False, norm_reward
-        env = statistics
     if stats_path is not None and hyperparams.get("frame_stack"):
         env = VecFrameStack(env, hyperparams["frame_stack"])
     return env
@@ -162,11 +160,6 @@ def evaluate(model: PolicyPredictor, env: VecEnv, n_episodes: int, deterministic
     return np.array(scores)
 
 
-def summary(scores: Scores) -> str:
-    """Mean, standard deviation and number of games."""
-    return f"{scores.mean():.2f} +/- {scores.std():.2f} ({len(scores)} episodes)"
-
-
 def random() -> None:
     """The command `sb3-dapo random`."""
     text = "Score of a uniform random policy over whole games, under the same wrappers as `enjoy`."
@@ -182,7 +175,7 @@ def random() -> None:
     hyperparams = read_hyperparameters(args.algo, env_id, args.conf_file)
     env_kwargs = {**hyperparams.pop("env_kwargs", {}), **args.env_kwargs}
     scores = random_scores(env_id, hyperparams, env_kwargs, args.n_envs, args.seed, args.n_episodes)
-    print(f"Random policy on {env_id}: {summary(scores)}")
+    print(f"Random policy on {env_id}: {scores.mean():.2f} +/- {scores.std():.2f} ({len(scores)} episodes)")
 
 
 def read_hyperparameters(algo: str, env_id: str, config: str | None) -> dict[str, Any]:

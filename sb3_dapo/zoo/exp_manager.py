@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import os
-import pickle
 import shutil
 import sys
 import warnings
@@ -118,10 +117,10 @@ def native_kwargs(env_id: str, hyperparams: dict[str, Any], env_kwargs: set[str]
 def changes(algo_class: type, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Hyperparameters that a resumed run gets others of. They are printed, or refused if they cannot change."""
     defaults = {"n_envs": 1, **{name: argument.default for name, argument in arguments_of(algo_class).items()}}
-    pairs = {name: (old.get(name, defaults.get(name)), new.get(name, defaults.get(name))) for name in {*old, *new}}
-    changed = sorted(name for name, (before, after) in pairs.items() if before != after)
+    old, new = defaults | old, defaults | new
+    changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     for name in changed:
-        before, after = pairs[name]
+        before, after = old.get(name), new.get(name)
         if name in FIXED_BY_CHECKPOINT:
             needed = f"it must be {before!r}, got {after!r}"
             raise ValueError(f"`{name}` cannot change with `--resume`, as the checkpoint depends on it: {needed}")
@@ -149,13 +148,13 @@ def episode_of(info: Any) -> tuple[Any, Any] | None:
         return None
 
 
-def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
-    """`VecNormalize` as it was when a model of a run was saved, by default the last one."""
+def read_statistics(env: VecEnv, folder: Path, model_path: Path | None) -> VecNormalize:
+    """An environment in `VecNormalize` as it was when a model of a run was saved, by default the last one."""
     own = path = folder / "vecnormalize.pkl"  # of the end; of the best model until then
     if model_path is not None and model_path.name == BEST_MODEL:
         own = folder / BEST_STATISTICS
     elif model_path is not None and model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
-        statistics = vec_normalize_of(model_path)
+        statistics = vec_normalize_of(model_path, env)
         if statistics is not None:
             return statistics
         # What SB3 writes beside its checkpoints, for the Zoo's other algorithms
@@ -165,8 +164,7 @@ def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
         own = path
     if not own.is_file():
         raise ValueError(f"there are no statistics of VecNormalize for {model_path}: {own} does not exist")
-    read: VecNormalize = pickle.loads(own.read_bytes())
-    return read
+    return VecNormalize.load(str(own), env)
 
 
 def create_in_actor(manager: "ExperimentManager", n_envs: int, seed: int) -> VecEnv:
@@ -445,11 +443,10 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             return super()._maybe_normalize(env, eval_env)
         agent = Path(self.trained_agent)
         try:
-            statistics = read_statistics(agent.parent / self.env_name, agent)
+            statistics = read_statistics(env, agent.parent / self.env_name, agent)
         except ValueError as error:
             warnings.warn(f"{error}. They begin anew", stacklevel=2)
             return super()._maybe_normalize(env, eval_env)
-        statistics.set_venv(env)
         statistics.training = not eval_env
         statistics.norm_reward = statistics.norm_reward and not eval_env
         return statistics

@@ -18,7 +18,6 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from huggingface_sb3 import ModelName, ModelRepoId
 from huggingface_sb3.load_from_hub import strtobool
 from requests import RequestException
-from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_dapo import DAPO
 from sb3_dapo.cli import DEFAULT_ALGO
@@ -87,8 +86,8 @@ def write_agent(folder: Path, agent: Agent, repo_id: ModelRepoId) -> None:
     """Write into a folder what the repository shall hold: the Zoo's files and ours."""
     args, env = agent.args, agent.make_env()
     model: Any = agent.load(env)
-    write_zoo_files(folder, agent, model)
-    model.export(folder / repository.EXPORT)
+    model._write_files(folder, ModelName(agent.algo, agent.env).filename)
+    write_zoo_files(folder, agent)
     env_id = agent.env.gym_id
     scores = evaluate(model, env, args.eval_episodes, agent.is_deterministic)
     random = random_scores(env_id, agent.hyperparams, agent.env_kwargs, args.n_envs, args.seed, args.eval_episodes)
@@ -113,14 +112,10 @@ def write_agent(folder: Path, agent: Agent, repo_id: ModelRepoId) -> None:
     card.write_card(folder, env_id, evaluation, usage, training_section(agent), figures)
 
 
-def write_zoo_files(folder: Path, agent: Agent, model: BaseAlgorithm) -> None:
-    """Write what RL Zoo uploads, and reads after a download."""
+def write_zoo_files(folder: Path, agent: Agent) -> None:
+    """Write what else RL Zoo uploads, and reads after a download."""
     name = ModelName(agent.algo, agent.env)
-    model.save(folder / name.filename)
     shutil.unpack_archive(folder / name.filename, folder / name)
-    vec_normalize = model.get_vec_normalize_env()
-    if vec_normalize is not None:
-        vec_normalize.save(str(folder / repository.STATISTICS_PICKLE))
     for file in ("args.yml", "config.yml"):
         shutil.copy(agent.folder / agent.env / file, folder)
     (folder / "env_kwargs.yml").write_text(yaml.dump(agent.env_kwargs))

@@ -4,7 +4,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from itertools import chain
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,10 @@ def plot_run(
     """
     logs = [read_scalars(tensorboard_path), *(read_scalars(Path(read_tensorboard_path(run))) for run in others)]
     curves = {key: log for key, log in logs[0].items() if all(key in other for other in logs)}
-    all_panels = PANELS | ACTOR_PANELS
-    panels = {name: [key for key in keys if key in curves] for name, keys in all_panels.items() if name != "Score"}
-    panels = {name: keys for name, keys in panels.items() if keys}
-    n_columns = min(len(panels) + 1, 3)
-    n_rows = -(-(len(panels) + 1) // n_columns)
+    panels = {name: [key for key in keys if key in curves] for name, keys in (PANELS | ACTOR_PANELS).items()}
+    panels = {"Score": []} | {name: keys for name, keys in panels.items() if keys and name != "Score"}
+    n_columns = min(len(panels), 3)
+    n_rows = ceil(len(panels) / n_columns)
     figure = Figure(figsize=(4.6 * n_columns, 3.5 * n_rows), layout="constrained")
     figure.suptitle(title)
     all_axes = list(figure.subplots(n_rows, n_columns, sharex=True, squeeze=False).flat)
@@ -117,7 +116,7 @@ def plot_run(
     evaluated = [run for run in runs if (run / EVALUATIONS).is_file()]
     if evaluated:
         draw_mean(all_axes[0], read_curve("evaluation", evaluated), marker="o")
-    for axes, (name, keys) in zip(all_axes, {"Score": [], **panels}.items(), strict=False):
+    for axes, (name, keys) in zip(all_axes, panels.items(), strict=False):
         for key in keys:
             if others:
                 draw_mean(axes, mean_of([log[key] for log in logs], key.rpartition("/")[2]))
@@ -133,7 +132,7 @@ def plot_run(
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:  # no episode may have ended yet
             axes.legend(fontsize="small", ncols=3, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.98))
-    for axes in all_axes[len(panels) + 1 :]:
+    for axes in all_axes[len(panels) :]:
         axes.set_axis_off()
     return figure
 
