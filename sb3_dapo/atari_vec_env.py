@@ -487,10 +487,8 @@ def atari_spec(env_id: str) -> EnvSpec:
     if spec.entry_point != "ale_py.env:AtariEnv":
         raise ValueError(f"env_id={env_id!r} is not an Atari game of ale_py: its entry point is {spec.entry_point!r}")
     if not isinstance(spec.kwargs.get("frameskip", 4), int):
-        raise ValueError(
-            f"env_id={env_id!r} repeats actions a random number of times, which is not supported: "
-            "use the game's NoFrameskip-v4 or ALE/...-v5 id"
-        )
+        hint = "use the game's NoFrameskip-v4 or ALE/...-v5 id"
+        raise ValueError(f"env_id={env_id!r} repeats actions a random number of times, which is not supported: {hint}")
     unsupported = [key for key, value in spec.kwargs.items() if key not in SUPPORTED_KWARGS and value is not None]
     if unsupported or spec.max_episode_steps is not None or spec.additional_wrappers:
         raise ValueError(
