@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from huggingface_sb3 import EnvironmentName
-from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
+from rl_zoo3.utils import ALGOS, create_test_env
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -57,8 +57,7 @@ class Agent:
         self.folder: Path = args.run_path
         self.model_path: Path = args.model_path
         self.config = read_saved(self.folder, self.env, "config")  # hyperparameters as they were given
-        self.hyperparams, _ = get_saved_hyperparams(str(self.folder / self.env), test_mode=True)
-        self.hyperparams.pop("env_kwargs", None)
+        self.hyperparams = {name: value for name, value in self.config.items() if name != "env_kwargs"}
         self.train_args = read_saved(self.folder, self.env, "args")  # of the command that trained
         env_kwargs = self.train_args.get("env_kwargs") or self.config.get("env_kwargs") or {}
         self.env_kwargs: dict[str, Any] = {**env_kwargs, **args.env_kwargs}

@@ -27,7 +27,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from sb3_dapo.arguments import SCHEDULED, arguments_of
+from sb3_dapo.arguments import SCHEDULED, arguments_of, check_int
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until, vec_normalize_of
 from sb3_dapo.panels import TensorBoardPanels
 from sb3_dapo.presets import PRESETS, kind_of, parse_schedule
@@ -374,9 +374,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             raise
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-        n_envs = hyperparams.get("n_envs", 1)
-        if not isinstance(n_envs, int) or n_envs < 1:
-            raise ValueError(f"`n_envs` must be an integer of at least 1, got {n_envs!r}")
+        check_int("n_envs", hyperparams.get("n_envs", 1), 1)
         given, wrapper_kwargs = dict(hyperparams), atari_wrapper_kwargs(hyperparams)
         # The Zoo alone would pass the text of the divergence's coefficient on as it is
         names = [name for name in SCHEDULED if self.is_own_algo and isinstance(hyperparams.get(name), str)]

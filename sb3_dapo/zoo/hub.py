@@ -19,11 +19,10 @@ from huggingface_sb3 import ModelName, ModelRepoId
 from huggingface_sb3.load_from_hub import strtobool
 from requests import RequestException
 
-from sb3_dapo import DAPO
 from sb3_dapo.cli import DEFAULT_ALGO
 from sb3_dapo.hub import card, repository
 from sb3_dapo.hub.card import Evaluation
-from sb3_dapo.hub.sharing import import_of, program
+from sb3_dapo.hub.sharing import program
 from sb3_dapo.zoo.cli import replaced
 from sb3_dapo.zoo.evaluation import Agent, evaluate, random_scores
 from sb3_dapo.zoo.exp_manager import atari_wrapper_kwargs
@@ -106,7 +105,7 @@ def write_agent(folder: Path, agent: Agent, repo_id: ModelRepoId) -> None:
             raise RuntimeError(message) from error
         video.replace(folder / repository.VIDEO)
         shutil.rmtree(folder / "videos")
-    code = agent_program(agent, repo_id, evaluation.is_deterministic)
+    code = agent_program(agent, repo_id)
     usage = card.python_section(repository.read_description(folder), code, env_id, "zoo")
     usage += f"\n\n{commands_section(agent, repo_id)}"
     card.write_card(folder, env_id, evaluation, usage, training_section(agent), figures)
@@ -124,36 +123,29 @@ def write_zoo_files(folder: Path, agent: Agent) -> None:
             archive.write(path, path.name)
 
 
-def agent_program(agent: Agent, repo_id: str, is_deterministic: bool) -> str:
+def agent_program(agent: Agent, repo_id: str) -> str:
     """Program that loads the agent and plays, in an environment wrapped as in training."""
     env_id, hyperparams = agent.env.gym_id, agent.hyperparams
-    cls: type[DAPO] = agent.algo_class  # type: ignore[assignment]
-    n_stack = hyperparams.get("frame_stack")
+    n_stack, wrapper_kwargs = hyperparams.get("frame_stack"), atari_wrapper_kwargs(hyperparams)
     if hyperparams.get("vec_env_wrapper") or (hyperparams.get("normalize") and n_stack):
-        return program(cls, repo_id, None, Path())
-    imports, arguments = [], [f'"{env_id}"']
-    function, wrapper_kwargs = "make_vec_env", atari_wrapper_kwargs(hyperparams)
-    if wrapper_kwargs is not None:
-        function = "make_atari_env"
-        arguments += [f"wrapper_kwargs={wrapper_kwargs!r}"] if wrapper_kwargs else []
-    elif hyperparams.get("env_wrapper"):
-        imports += ["from rl_zoo3.utils import get_wrapper_class"]
+        return program(agent.algo_class, repo_id)
+    function = "make_vec_env" if wrapper_kwargs is None else "make_atari_env"
+    imports, arguments = [f"from stable_baselines3.common.env_util import {function}"], [f'"{env_id}"']
+    if wrapper_kwargs:
+        arguments.append(f"wrapper_kwargs={wrapper_kwargs!r}")
+    elif wrapper_kwargs is None and hyperparams.get("env_wrapper"):
+        imports.append("from rl_zoo3.utils import get_wrapper_class")
         wrapper = {"env_wrapper": hyperparams["env_wrapper"]}
-        arguments += [f"wrapper_class=get_wrapper_class({wrapper!r})"]
-    arguments += [f"env_kwargs={agent.env_kwargs!r}"] if agent.env_kwargs else []
-    imports += [f"from stable_baselines3.common.env_util import {function}"]
-    imports += ["from stable_baselines3.common.evaluation import evaluate_policy"]
-    imports += ["from stable_baselines3.common.vec_env import VecFrameStack"] if n_stack else []
-    is_registered = repository.entry_point(env_id).startswith("gymnasium.")
-    imports += [""] if is_registered else ["", "import sb3_dapo.zoo  # registers the environments"]
-    imports += [import_of(cls)]
-    stack = f"env = VecFrameStack(env, n_stack={n_stack})\n" if n_stack else ""
-    return "\n".join(imports) + f"""
-
-env = {function}({', '.join(arguments)})
-{stack}model = {cls.__name__}.from_pretrained("{repo_id}", env=env)
-mean_reward, std_reward = evaluate_policy(model, model.get_env(), deterministic={is_deterministic})
-print(f"{{mean_reward:.2f}} +/- {{std_reward:.2f}}")"""
+        arguments.append(f"wrapper_class=get_wrapper_class({wrapper!r})")
+    if agent.env_kwargs:
+        arguments.append(f"env_kwargs={agent.env_kwargs!r}")
+    setup = f"env = {function}({', '.join(arguments)})\n"
+    if n_stack:
+        imports.append("from stable_baselines3.common.vec_env import VecFrameStack")
+        setup += f"env = VecFrameStack(env, n_stack={n_stack})\n"
+    if not repository.entry_point(env_id).startswith("gymnasium."):
+        imports.append("import sb3_dapo.zoo  # registers the environments")
+    return program(agent.algo_class, repo_id, "env", setup, imports, agent.is_deterministic)
 
 
 def commands_section(agent: Agent, repo_id: ModelRepoId) -> str:

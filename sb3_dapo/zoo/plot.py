@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import read_csv  # type: ignore[import-untyped]
-from rl_zoo3.utils import get_saved_hyperparams
 from stable_baselines3.common.monitor import get_monitor_files
 from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, ts2xy, window_func
 
@@ -28,7 +27,7 @@ from sb3_dapo.zoo.exp_manager import (
     read_tensorboard_path,
     wrappers_of,
 )
-from sb3_dapo.zoo.parsers import add_run_arguments, find_run
+from sb3_dapo.zoo.parsers import add_run_arguments, find_run, read_saved
 
 # An estimate of more points is drawn faintly, with the moving average over its 50th part on top
 MAX_POINTS = 200
@@ -155,14 +154,14 @@ def plot() -> None:
         raise ValueError(f"there are no event files of TensorBoard in {tensorboard_path}: name their folder with -tb")
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells what it leaves out of a resumed run
-    hyperparams, _ = get_saved_hyperparams(str(run_path / args.env))
+    frame_skip = read_frame_skip(read_saved(run_path, args.env, "config"))
     others = [] if args.exp_id != 0 or args.tensorboard else runs_alike(run_path, args.env)
     title = f"{args.algo.upper()} on {args.env.gym_id} ({run_path})"
     if others:
         title = f"{args.algo.upper()} on {args.env.gym_id}: mean of {len(others) + 1} runs, 95 % interval"
         print(f"With {', '.join(map(str, others))}, the runs with the same settings")
     output = Path(args.output or run_path / "panels.png")
-    figure = plot_run(run_path, tensorboard_path, title, read_frame_skip(hyperparams), others)
+    figure = plot_run(run_path, tensorboard_path, title, frame_skip, others)
     figure.savefig(output, dpi=120, format="png")
     print(f"Saved {output}")
 
