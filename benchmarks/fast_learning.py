@@ -11,6 +11,7 @@ Catch is the pixel task of the tests: balls that fall are to be caught. All sett
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from scipy import stats
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
-from store import half_width, read_csv, stream_csv, write_table
+from store import Row, half_width, train_missing, write_table
 
 from sb3_dapo import DAPO
 from sb3_dapo.minatar import MinAtarCnn
@@ -95,27 +96,27 @@ def make_env(task: Task, seed: int, statistics: VecEnv | None = None) -> VecEnv:
     return env
 
 
-def train(name: str, form: str, seed: int) -> Iterator[dict[str, Any]]:
+def train(task: str, form: str, seed: int) -> Iterator[Row]:
     """
-    :param name: key of ``TASKS``
+    :param task: key of ``TASKS``
     :param form: key of ``FORMS``
     :param seed: of the run
     :return: a row per evaluation: the mean return of whole games of a policy that draws its actions
     """
-    task = TASKS[name]
-    env = make_env(task, seed)
-    model = DAPO(task.policy, env, seed=seed, device="cpu", **task.settings, **FORMS[form])
+    what = TASKS[task]
+    env = make_env(what, seed)
+    model = DAPO(what.policy, env, seed=seed, device="cpu", **what.settings, **FORMS[form])
     done = 0
-    for timesteps in task.marks:
+    for timesteps in what.marks:
         model.learn(timesteps - done, reset_num_timesteps=False)
         done = timesteps
         score, _ = evaluate_policy(
-            model, make_env(task, 1000, env), n_eval_episodes=task.n_games, deterministic=False, warn=False
+            model, make_env(what, 1000, env), n_eval_episodes=what.n_games, deterministic=False, warn=False
         )
-        yield {"task": name, "form": form, "seed": seed, "timesteps": timesteps, "score": f"{score:.6g}"}
+        yield {"timesteps": timesteps, "score": f"{score:.6g}"}
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """
     :param rows: of all runs
     :return: a Markdown table of means over seeds, with 95 % intervals of Student's t, and of paired tests at the end
@@ -146,11 +147,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """:return: rows of runs that came to their end"""
-    rows = read_csv(path)
-    last = {(r["task"], r["form"], r["seed"]) for r in rows if int(r["timesteps"]) == TASKS[r["task"]].marks[-1]}
-    return [row for row in rows if (row["task"], row["form"], row["seed"]) in last]
+def is_last(row: Row) -> bool:
+    """:return: whether a row is the last of its run"""
+    return int(row["timesteps"]) == TASKS[row["task"]].marks[-1]
 
 
 def main() -> None:
@@ -164,20 +163,12 @@ def main() -> None:
     th.set_num_threads(1)
     register()
 
-    known = read(args.output)
-
-    def rows() -> Iterator[dict[str, Any]]:
-        yield from known
-        done = {(row["task"], row["form"], int(row["seed"])) for row in known}
-        for seed in range(1, args.seeds + 1):
-            for name in args.tasks:
-                for form in TASKS[name].forms:
-                    if (name, form, seed) not in done:
-                        yield from train(name, form, seed)
-
     if not args.report:
-        for row in stream_csv(args.output, COLUMNS, rows()):
-            if int(row["timesteps"]) == TASKS[row["task"]].marks[-1]:
+        cases = [(name, form) for name in args.tasks for form in TASKS[name].forms]
+        seeds = range(1, args.seeds + 1)
+        runs = [{"task": name, "form": form, "seed": seed} for seed, (name, form) in product(seeds, cases)]
+        for row in train_missing(args.output, COLUMNS, runs, train, is_last):
+            if is_last(row):
                 print(f"{row['task']:18} {row['form']:16} seed {row['seed']}  {float(row['score']):8.2f}", flush=True)
     write_table(args.output, table)
 

@@ -13,6 +13,7 @@ import argparse
 import io
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnvWrapper
-from store import half_width, read_csv, stream_csv, write_table
+from store import Row, half_width, read_csv, train_missing, write_table
 from suites import hyperparameters
 
 from sb3_dapo import DAPO
@@ -99,7 +100,7 @@ class Evaluation(BaseCallback):
         super().__init__()
         self.env, self.lags = env, lags
         self.measured: dict[str, list[float]] = defaultdict(list)
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
 
     def _on_step(self) -> bool:
         return True
@@ -134,7 +135,7 @@ def make_model(game: str, algo: str, env: Any, seed: int) -> DAPO:
     return DAPO(env=env, seed=seed, device="cpu", **settings)
 
 
-def train(game: str, algo: str, lag: int, seed: int) -> list[dict[str, Any]]:
+def train(game: str, algo: str, lag: int, seed: int) -> list[Row]:
     """
     :param game: one of ``GAMES``
     :param algo: key of ``ALGOS``
@@ -147,33 +148,27 @@ def train(game: str, algo: str, lag: int, seed: int) -> list[dict[str, Any]]:
     evaluation = Evaluation(make_env(game, 1000), env.lags)
     # No log: that would clear the values which the evaluation reads
     make_model(game, algo, env, seed).learn(TIMESTEPS, evaluation, log_interval=TIMESTEPS)
-    return [{"game": game, "algo": algo, "lag": lag, "seed": seed, **row} for row in evaluation.rows]
+    return evaluation.rows
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """:return: rows of runs that came to their end"""
-    rows = read_csv(path)
-    last = {key_of(row) for row in rows if int(row["timesteps"]) == TIMESTEPS}
-    return [row for row in rows if key_of(row) in last]
+def is_last(row: Row) -> bool:
+    """:return: whether a row is the last of its run"""
+    return int(row["timesteps"]) == TIMESTEPS
 
 
-def key_of(row: dict[str, Any]) -> tuple[str, str, int, int]:
-    return row["game"], row["algo"], int(row["lag"]), int(row["seed"])
-
-
-def last_means(rows: Sequence[dict[str, Any]], name: str) -> dict[tuple[str, str, int], np.ndarray]:
+def last_means(rows: Sequence[Row], name: str) -> dict[tuple[str, str, int], np.ndarray]:
     """:return: by game, algorithm and lag the mean of each seed's last evaluations, in the order of the seeds"""
     values: dict[tuple[str, str, int, int], list[float]] = defaultdict(list)
     for row in rows:
         if int(row["timesteps"]) in MARKS[-N_LAST:]:
-            values[key_of(row)].append(float(row[name]))
+            values[row["game"], row["algo"], int(row["lag"]), int(row["seed"])].append(float(row[name]))
     by_seed: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for game, algo, lag, seed in sorted(values):
         by_seed[game, algo, lag].append(float(np.mean(values[game, algo, lag, seed])))
     return {key: np.array(means) for key, means in by_seed.items()}
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """
     :param rows: of all runs
     :return: scores by lag with 95 % intervals, and the KL divergence of the policy from those that acted, as Markdown
@@ -191,7 +186,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(rows: Sequence[dict[str, Any]]) -> None:
+def draw(rows: Sequence[Row]) -> None:
     """Draw the scores of each game, and the KL divergence under them, by lag."""
     import matplotlib as mpl
     from matplotlib import pyplot as plt
@@ -236,25 +231,15 @@ def main() -> None:
     th.set_num_threads(1)
     register()
 
-    known = read(args.output)
-
-    def rows() -> Iterator[dict[str, Any]]:
-        yield from known
-        done = {key_of(row) for row in known}
-        for seed in range(1, args.seeds + 1):
-            for game in args.games:
-                for lag in args.lags:
-                    for algo in args.algos:
-                        if (game, algo, lag, seed) not in done:
-                            yield from train(game, algo, lag, seed)
-
     if not args.report:
-        for row in stream_csv(args.output, COLUMNS, rows()):
-            if int(row["timesteps"]) == TIMESTEPS:
+        cases = product(range(1, args.seeds + 1), args.games, args.lags, args.algos)
+        runs = [{"game": game, "algo": algo, "lag": lag, "seed": seed} for seed, game, lag, algo in cases]
+        for row in train_missing(args.output, COLUMNS, runs, train, is_last):
+            if is_last(row):
                 run = f"{row['game']:9} lag {row['lag']:>2} {row['algo']:12} seed {row['seed']}"
                 print(f"{run}  {float(row['score']):6.2f}  KL {float(row['kl']):.4f}", flush=True)
     write_table(args.output, table)
-    draw(read(args.output))
+    draw(read_csv(args.output))
 
 
 if __name__ == "__main__":

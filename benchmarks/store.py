@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 RESULTS = Path(__file__).parent / "results"
@@ -186,7 +187,49 @@ def read_csv(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def half_width(values: Sequence[float]) -> float:
+def finished(rows: Iterable[Row], key: Sequence[str], is_last: Callable[[Row], bool]) -> list[Row]:
+    """
+    :param rows: of several runs
+    :param key: columns that say which run a row is of
+    :param is_last: whether a row is the last of its run
+    :return: rows of runs that came to their end
+    """
+    rows = list(rows)
+    ended = {tuple(row[name] for name in key) for row in rows if is_last(row)}
+    return [row for row in rows if tuple(row[name] for name in key) in ended]
+
+
+def train_missing(
+    path: Path,
+    columns: list[str],
+    runs: Iterable[Row],
+    train: Callable[..., Iterable[Row]],
+    is_last: Callable[[Row], bool],
+) -> Iterator[Row]:
+    """
+    Add runs to a CSV file, but for those that it has already. What it has of others is dropped.
+
+    :param path: the file
+    :param columns: names of its columns
+    :param runs: the cells that say which run it is, which are the arguments of ``train`` too
+    :param train: returns the other cells of a run's rows
+    :param is_last: whether a row is the last of its run
+    :return: generator of all rows
+    """
+    runs = list(runs)
+    known = finished(read_csv(path), list(runs[0]) if runs else [], is_last)
+    done = [{name: row[name] for name in runs[0]} for row in known if is_last(row)]
+
+    def rows() -> Iterator[Row]:
+        yield from known
+        for run in runs:
+            if {name: str(value) for name, value in run.items()} not in done:
+                yield from ({**run, **row} for row in train(**run))
+
+    return stream_csv(path, columns, rows())
+
+
+def half_width(values: Sequence[float] | np.ndarray) -> float:
     """
     :param values: of the seeds
     :return: half the width of the 95 % interval of their mean, by Student's t; NaN for a single one
