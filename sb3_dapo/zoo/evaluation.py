@@ -23,16 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from sb3_dapo import DAPO
 from sb3_dapo.maskable.acting import choice_sizes
 from sb3_dapo.zoo.exp_manager import ExperimentManager, native_kwargs, read_statistics
-from sb3_dapo.zoo.parsers import (
-    BEST_MODEL,
-    CHECKPOINT_PREFIX,
-    add_env_arguments,
-    algo_options,
-    check_env,
-    checkpoint_steps,
-    positive,
-    read_saved,
-)
+from sb3_dapo.zoo.parsers import add_env_arguments, algo_options, check_env, positive, read_saved
 
 # Constant actions are tried where there are not more of them. Who does nothing may lose nothing: their games count as
 # they stand after so many steps
@@ -64,16 +55,6 @@ class Agent:
         # Whether it shall play its most likely actions
         is_stochastic = ExperimentManager.is_atari(self.env.gym_id) or ExperimentManager.is_minigrid(self.env.gym_id)
         self.is_deterministic: bool = not args.stochastic and (args.deterministic or not is_stochastic)
-
-    @property
-    def kind(self) -> tuple[str, str]:
-        """How its videos are named, and the option that names it."""
-        if self.model_path.name == BEST_MODEL:
-            return "best-model", " --load-best"
-        if not self.model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
-            return "final-model", ""
-        steps = checkpoint_steps(self.model_path)
-        return f"checkpoint-{steps}", f" --load-checkpoint {steps}"
 
     def make_env(self, **env_kwargs: Any) -> VecEnv:
         """The environment that it was trained in, with the statistics of `VecNormalize` that belong to it."""

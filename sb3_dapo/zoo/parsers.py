@@ -235,6 +235,11 @@ class RunParser(Parser):
         run = find_run(Path(parsed.folder, parsed.algo), parsed.env, parsed.exp_id, file, hint)
         parsed.run_path = run
         parsed.model_path = max(run.glob(file), key=checkpoint_steps) if file == CHECKPOINTS else run / file
+        # How its videos are named, and the option that names it
+        parsed.kind, parsed.option = ("best-model", " --load-best") if parsed.load_best else ("final-model", "")
+        if file.startswith(f"{CHECKPOINT_PREFIX}_"):
+            steps = checkpoint_steps(parsed.model_path)
+            parsed.kind, parsed.option = f"checkpoint-{steps}", f" --load-checkpoint {steps}"
         if parsed.exp_id == 0:
             parsed.exp_id = int(run.name.rpartition("_")[2])
         packages = read_saved(run, parsed.env, "args").get("gym_packages", ())

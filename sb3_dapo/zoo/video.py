@@ -55,7 +55,7 @@ class VideoRecorder(VecVideoRecorder):
 def record(agent: Agent, folder: Path, n_steps: int) -> Path:
     """Write a video of `n_steps` steps, and return its path."""
     env = agent.make_env(render_mode="rgb_array")
-    name = f"{agent.kind[0]}-{agent.algo}-{agent.env}"
+    name = f"{agent.args.kind}-{agent.algo}-{agent.env}"
     recorder = VideoRecorder(env, str(folder), lambda step: step == 0, n_steps, name)
     observations = recorder.reset()
     plays, state, starts = player(agent.load(env), env), None, np.ones(env.num_envs, dtype=bool)
