@@ -20,13 +20,7 @@ from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, 
 
 from sb3_dapo.panels import ACTOR_PANELS, PANELS
 from sb3_dapo.zoo.curves import EVALUATIONS, Curve, draw_mean, read_curve, runs_by_settings
-from sb3_dapo.zoo.exp_manager import (
-    ATARI_WRAPPER,
-    EPISODES_FILE,
-    TENSORBOARD_FILE,
-    read_tensorboard_path,
-    wrappers_of,
-)
+from sb3_dapo.zoo.exp_manager import ATARI_WRAPPER, EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path, wrappers_of
 from sb3_dapo.zoo.parsers import add_run_arguments, find_run, read_saved
 
 # An estimate of more points is drawn faintly, with the moving average over its 50th part on top
