@@ -301,9 +301,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         except KeyError as error:
             raise ValueError(f"{self.config} has no entry {error}, which {self.env_name.gym_id} needs") from error
 
-    def load_trial(
-        self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True
-    ) -> dict[str, Any]:
+    def load_trial(self, storage: str, study_name: str, trial_id: Any = None, convert: bool = True) -> dict[str, Any]:
         """The Zoo's, for trial 0 too."""
         try:
             return super().load_trial(storage, study_name, None if trial_id is None else int(trial_id), convert)
