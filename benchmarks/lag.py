@@ -210,9 +210,9 @@ def draw(rows: Sequence[Row]) -> None:
         axis_row[0].set_ylabel(label)
     for game, axis, below in zip(GAMES, *axes, strict=True):
         axis.set_title(game, fontsize=10)
-        below.set_yscale("log")
+        below.set_ylim(bottom=0)
         below.set_xticks(range(len(LAGS)), [str(lag) for lag in LAGS])
-        below.set_xlabel("lag of the policy that acts, in updates")
+        below.set_xlabel("lag, in updates")
     axes[0, 0].legend(frameon=False, fontsize=7)
     figure.tight_layout()
     figure.savefig(FIGURE, metadata={"Date": None})

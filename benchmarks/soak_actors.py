@@ -367,7 +367,8 @@ def table(rows: list[Row]) -> str:
         (score,) = [row["score"] for row in own if int(row["steps"]) <= n_steps and row["score"]][-1:]
         cells = [name, end["minute"], end["actor_kills"], end["learner_kills"], f"{int(end['steps']):,}"]
         cells += [end["repeated"], str(int(end["missing"]) + int(end["untrained"]))]
-        cells += [f"{np.median(part):.0f}" for part in (memory[:quarter], memory[-quarter:])]
+        # At most, as an actor that has been killed takes none for a while
+        cells += [f"{max(part):.0f}" for part in (memory[:quarter], memory[-quarter:])]
         lines.append(f"| {' | '.join(cells)} | {float(score):.0f} | {float(end['final_score']):.0f} |")
     return "\n".join(lines)
 

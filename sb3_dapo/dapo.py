@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal, TypeVar
 import gymnasium as gym
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -30,6 +29,7 @@ from sb3_dapo.acting import (
 )
 from sb3_dapo.arguments import RANGES, SCHEDULED, Range, arguments_of, check, check_arguments, check_number
 from sb3_dapo.buffers import RolloutRing, RolloutRingSamples
+from sb3_dapo.buffers.rollout import observation_spaces
 from sb3_dapo.checkpoint.checkpoints import Checkpoints
 from sb3_dapo.controllers import Controller
 from sb3_dapo.divergences import Divergence, get_divergence
@@ -44,6 +44,11 @@ SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
 
 # Arguments that the network and the environments are made with
 FIXED = ("policy_class", "policy_kwargs", "use_sde", "rollout_buffer_class", "rollout_buffer_kwargs")
+# What _setup_model makes, and no file holds
+NOT_SAVED = (
+    *("_fixed", "_applied_learning_rate", "_own_controller"),
+    *("_fused", "_tried_to_compile", "_compiled_evaluate"),
+)
 
 
 class DAPO(Checkpoints, HubModel, PPO):
@@ -150,25 +155,6 @@ class DAPO(Checkpoints, HubModel, PPO):
 
     rollout_buffer: RolloutRing
     normalize_advantage: bool | Literal["rms"]  # type: ignore[assignment]
-    divergence: Divergence
-    divergence_coef: float | Schedule | Controller
-    divergence_steps: int | None
-    divergence_lambda: float | None
-    divergence_c_bar: float
-    rho_bar: float
-    c_bar: float
-    n_rollouts: int
-    advantage: Literal["vtrace", "vtrace_gae", "gae"]
-    policy_loss: Literal["clip", "plain", "clip_augmented", "marwil"]
-    clip_center: Literal["behavior", "old"]
-    exact_targets: bool
-    nonfinite: Literal["raise", "skip"]
-    allow_nonfinite_observations: bool
-    optimize_memory_usage: bool
-    fast: bool | None
-    autocast: bool | None
-    overlap: bool
-    compile: bool
     _parameters_replaced = False  # since the last update, by others than the optimizer
 
     def __init__(
@@ -220,15 +206,17 @@ class DAPO(Checkpoints, HubModel, PPO):
         overlap: bool = False,
         compile: bool = False,
     ) -> None:
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        _check_env(env, is_needed=_init_setup_model)
+        arguments = locals()
+        # SB3 wraps environments of the old gym, if that is installed
+        old_gym = getattr(sys.modules.get("gym"), "Env", ())
+        is_env = isinstance(env, str | gym.Env | VecEnv) or isinstance(env, old_gym)
+        check("env", env, is_env or (env is None and not _init_setup_model), "an id, a gymnasium.Env or a VecEnv")
         check("policy", policy, isinstance(policy, str | type), "the name of a policy or a class")
         check_number("n_steps", n_steps, self.argument_ranges["n_steps"])  # with which PPO computes
-        for name in self.ring_arguments:
-            is_once = name not in (rollout_buffer_kwargs or {})
-            allowed = f"without {name!r}, an argument of {type(self).__name__}"
-            check("rollout_buffer_kwargs", rollout_buffer_kwargs, is_once, allowed)
-        for_ppo = {name: arguments.pop(name) for name in arguments_of(PPO)}
+        twice = ", ".join(repr(name) for name in self.ring_arguments if name in (rollout_buffer_kwargs or ()))
+        allowed = f"without {twice}, which {type(self).__name__} has as arguments"
+        check("rollout_buffer_kwargs", rollout_buffer_kwargs, not twice, allowed)
+        for_ppo = {name: arguments[name] for name in arguments_of(PPO)}
         # PPO would warn of a batch size that is no factor of one rollout, though K of them are shuffled, and assert
         # that it is large enough to normalize advantages
         for_ppo |= {"batch_size": 1, "normalize_advantage": False, "_init_setup_model": False}
@@ -237,7 +225,14 @@ class DAPO(Checkpoints, HubModel, PPO):
         except AssertionError as error:  # SB3's way to refuse an action space
             raise ValueError(str(error)) from error
         self.batch_size, self.normalize_advantage = batch_size, normalize_advantage
-        vars(self).update(arguments)
+        self.divergence = get_divergence(divergence)
+        self.divergence_coef, self.divergence_steps = divergence_coef, divergence_steps
+        self.divergence_lambda, self.divergence_c_bar = divergence_lambda, divergence_c_bar
+        self.rho_bar, self.c_bar, self.n_rollouts = rho_bar, c_bar, n_rollouts
+        self.advantage, self.policy_loss, self.clip_center = advantage, policy_loss, clip_center
+        self.exact_targets, self.optimize_memory_usage = exact_targets, optimize_memory_usage
+        self.nonfinite, self.allow_nonfinite_observations = nonfinite, allow_nonfinite_observations
+        self.fast, self.autocast, self.overlap, self.compile = fast, autocast, overlap, compile
         self._policy_version = 0  # updates that the policy has seen
 
         if _init_setup_model:
@@ -248,13 +243,10 @@ class DAPO(Checkpoints, HubModel, PPO):
     # --- settings -------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
-        # Here and not in __init__, as load() sets the attributes after __init__
-        self._check_arguments()
-        for name in SCHEDULED:
-            if isinstance(getattr(self, name), np.number):  # which SB3's schedules do not know
-                setattr(self, name, float(getattr(self, name)))
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = RolloutRing
+        # Here and not in __init__, as load() sets the attributes after __init__
+        self._check_arguments()
         given = self.rollout_buffer_kwargs
         self.rollout_buffer_kwargs = {**given, **self._ring_settings()}
         try:
@@ -280,14 +272,18 @@ class DAPO(Checkpoints, HubModel, PPO):
 
     def _check_arguments(self) -> None:
         """
+        Check the arguments, and make numbers of NumPy's where SB3's schedules do not know these.
+
         :raises ValueError: naming an argument, its value and what is allowed
         """
         # Some are attributes of another name, and checked by SB3
         values = {name: getattr(self, name) for name in arguments_of(type(self)) if hasattr(self, name)}
         check_arguments(type(self), values, self.argument_ranges)
         get_divergence(self.divergence).check_action_space(self.action_space)
-        for name in ("observation_space", "action_space"):
-            check(name, getattr(self, name), _starts_at_zero(getattr(self, name)), "a space that starts at 0")
+        for name in ("observation_space", "action_space"):  # SB3's policies count from 0
+            parts = observation_spaces(getattr(self, name)).values()
+            starts_at_zero = not any(np.any(getattr(part, "start", 0)) for part in parts)
+            check(name, getattr(self, name), starts_at_zero, "a space that starts at 0")
         if self.policy_loss == "marwil":
             coef = self.divergence_coef
             check("divergence_coef", coef, callable(coef) or coef > 0, "greater than 0, as policy_loss='marwil'")
@@ -304,10 +300,13 @@ class DAPO(Checkpoints, HubModel, PPO):
         check(
             "rollout_buffer_class",
             buffer_class,
-            buffer_class is None or (isinstance(buffer_class, type) and issubclass(buffer_class, RolloutRing)),
+            isinstance(buffer_class, type) and issubclass(buffer_class, RolloutRing),
             "a subclass of sb3_dapo.buffers.RolloutRing (the parameters of a model that PPO saved can be given to "
             "another: `model.set_parameters(PPO.load(path).get_parameters())`)",
         )
+        for name in SCHEDULED:
+            if isinstance(getattr(self, name), np.number):
+                setattr(self, name, float(getattr(self, name)))
 
     def _ring_settings(self) -> dict[str, Any]:
         """Arguments of the ring that are arguments here."""
@@ -323,7 +322,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         for name in ("clip_range", "clip_range_vf", "divergence_coef"):
             schedule = getattr(self, name)
             if schedule is not None and not isinstance(schedule, FloatSchedule | Controller):
-                setattr(self, name, FloatSchedule(float(schedule) if isinstance(schedule, np.number) else schedule))
+                setattr(self, name, FloatSchedule(schedule))
         coef = self.divergence_coef
         if isinstance(coef, Controller) and coef is not self._own_controller:
             self.divergence_coef = self._own_controller = deepcopy(coef)  # it adapts to one model
@@ -364,8 +363,7 @@ class DAPO(Checkpoints, HubModel, PPO):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        assert isinstance(rollout_buffer, RolloutRing)
-        rollout_buffer.acting_version = self._policy_version
+        self.rollout_buffer.acting_version = self._policy_version
         if self.compile and not self._tried_to_compile:
             self._tried_to_compile = True
             self._compile()
@@ -375,7 +373,7 @@ class DAPO(Checkpoints, HubModel, PPO):
                 source = env if isinstance(env, RolloutSource) else env.unwrapped
                 if isinstance(source, RolloutSource):
                     return self._collect_from(source, callback)
-                recording = RecordingCallback(callback, self, rollout_buffer)
+                recording = RecordingCallback(callback, self, self.rollout_buffer)
                 with few_threads(env), self._acting(env) as acting_env:
                     return super().collect_rollouts(acting_env, recording, rollout_buffer, n_rollout_steps)
         except NonFiniteError:
@@ -383,7 +381,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         except (ValueError, RuntimeError):
             # Distributions refuse what a policy makes of NaN (sampling does where their checks are off, which
             # compiling a model does for all of the process): say where it came from
-            rollout_buffer.check_observations(self._last_obs)
+            self.rollout_buffer.check_observations(self._last_obs)
             raise
 
     @contextmanager
@@ -393,21 +391,19 @@ class DAPO(Checkpoints, HubModel, PPO):
         :return: what stands for them while something stands for the policy
         """
         acting_class = OverlappingPolicy if self.overlap else self.acting_policy_class
-        acts_fast = nullcontext() if self._fused is None else self._fused.acting()
-        if acting_class is None:
-            with acts_fast:
+        with nullcontext() if self._fused is None else self._fused.acting():
+            if acting_class is None:
                 yield env
-            return
-        policy, acting = self.policy, acting_class(self.policy, env, self.rollout_buffer)
-        self.policy = acting  # type: ignore[assignment]
-        try:
-            with acts_fast:
+                return
+            policy, acting = self.policy, acting_class(self.policy, env, self.rollout_buffer)
+            self.policy = acting  # type: ignore[assignment]
+            try:
                 yield acting.env
-        finally:
-            self.policy = policy
-            farther = acting.finish()
-            if farther is not None:
-                self._last_obs, self._last_episode_starts = farther
+            finally:
+                self.policy = policy
+                farther = acting.finish()
+                if farther is not None:
+                    self._last_obs, self._last_episode_starts = farther
 
     def _collect_from(self, source: RolloutSource, callback: BaseCallback) -> bool:
         """
@@ -606,7 +602,6 @@ class DAPO(Checkpoints, HubModel, PPO):
             loss, _ = dapo_loss(samples, *outputs, settings)
             raise NonFiniteError(
                 f"loss or gradient is not finite (loss {loss.item()}, gradient norm {grad_norm.item()})"
-                f"{self.rollout_buffer.describe_nonfinite(samples.indices)}"
             )
         return is_finite
 
@@ -686,12 +681,11 @@ class DAPO(Checkpoints, HubModel, PPO):
         return can_try and autocast_pays(self.policy, int(self.batch_size))
 
     def _is_fast(self) -> bool:
-        is_special_case = self.n_rollouts == 1 and self.advantage == "gae" and not self._has_divergence()
-        return not is_special_case if self.fast is None else self.fast
-
-    def _has_divergence(self) -> bool:
-        coef = self.divergence_coef
-        return isinstance(coef, Controller) or coef(self._current_progress_remaining) > 0  # type: ignore[operator]
+        if self.fast is not None:
+            return self.fast
+        coef: Any = self.divergence_coef
+        has_divergence = isinstance(coef, Controller) or coef(self._current_progress_remaining) > 0
+        return self.n_rollouts > 1 or self.advantage != "gae" or has_divergence
 
     @th.no_grad()
     def _update_targets(self, exact: bool) -> None:
@@ -744,15 +738,7 @@ class DAPO(Checkpoints, HubModel, PPO):
             self._parameters_replaced = True
 
     def _excluded_save_params(self) -> list[str]:
-        return [
-            *super()._excluded_save_params(),
-            "_fixed",
-            "_applied_learning_rate",
-            "_own_controller",
-            "_fused",
-            "_tried_to_compile",
-            "_compiled_evaluate",
-        ]
+        return [*super()._excluded_save_params(), *NOT_SAVED]
 
     def learn(
         self: SelfDAPO,
@@ -765,18 +751,3 @@ class DAPO(Checkpoints, HubModel, PPO):
     ) -> SelfDAPO:
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
-
-
-def _check_env(env: Any, is_needed: bool) -> None:
-    """Refuse what SB3 does not take for an environment."""
-    # SB3 wraps environments of the old gym, if that is installed
-    old_gym = getattr(sys.modules.get("gym"), "Env", ())
-    is_env = isinstance(env, str | gym.Env | VecEnv) or isinstance(env, old_gym) or (env is None and not is_needed)
-    check("env", env, is_env, "an id, a gymnasium.Env or a VecEnv")
-
-
-def _starts_at_zero(space: spaces.Space[Any]) -> bool:
-    """Whether SB3's policies, which count from 0, suit a space."""
-    if isinstance(space, spaces.Dict):
-        return all(map(_starts_at_zero, space.spaces.values()))
-    return not np.any(getattr(space, "start", 0))

@@ -32,12 +32,11 @@ class FastCnn(BasePolicy):
     def extract_features(  # type: ignore[override]
         self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
     ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
-        if self.autocast:
-            device = next(self.parameters()).device.type
-            with th.autocast(device, th.bfloat16):
-                features = self._extract_features(obs, features_extractor)
-            return features.float() if isinstance(features, th.Tensor) else (features[0].float(), features[1].float())
-        return self._extract_features(obs, features_extractor)
+        if not self.autocast:
+            return self._extract_features(obs, features_extractor)
+        with th.autocast(self.device.type, th.bfloat16):
+            features = self._extract_features(obs, features_extractor)
+        return features.float() if isinstance(features, th.Tensor) else (features[0].float(), features[1].float())
 
     def parameters_to_vector(self) -> np.ndarray:
         # PyTorch's form wants channels first in memory

@@ -78,7 +78,13 @@ def test_dict_of_an_image_equals_the_image(algo: type[DAPO]) -> None:
         if as_dict:
             env, policy, policy_kwargs = AsDict(env), "MultiInputPolicy", SMALL_CNN
         model = make_model(
-            algo, policy, make_vec_env(lambda: env, seed=0), n_steps=32, n_rollouts=2, policy_kwargs=policy_kwargs
+            algo,
+            policy,
+            make_vec_env(lambda: env, seed=0),
+            n_steps=32,
+            n_rollouts=2,
+            autocast=False,
+            policy_kwargs=policy_kwargs,
         )
         model.learn(96)
         return list(model.policy.state_dict().values())

@@ -121,6 +121,19 @@ def test_equals_ppo_with_callbacks(callback: type[BaseCallback], make_env: Calla
     assert not th.equal(plain, dapo), "the callback changed nothing"
 
 
+def test_advantages_of_callbacks_that_are_not_finite(algo: type[DAPO]) -> None:
+    class Broken(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.locals["rollout_buffer"].advantages[3, 1] = np.nan
+
+    model = make_model(algo, "MlpPolicy", random_envs(), advantage="gae")
+    with pytest.raises(NonFiniteError, match="the advantage of environment 1 at step 3 of the rollout is nan"):
+        model.learn(128, Broken())
+
+
 class KeepRewards(IntrinsicReward):
     """Remembers what the rewards were when it was done with them, and the ends."""
 
@@ -434,6 +447,16 @@ def test_changed_settings_are_used(algo: type[DAPO], name: str) -> None:
     for model in (made, changed):
         model.set_random_seed(1)
         model.learn(512)
+    assert th.equal(flat_parameters(changed), flat_parameters(made))
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "clip_range", "divergence_coef"])
+def test_numbers_of_numpy_that_are_set_later(algo: type[DAPO], name: str) -> None:
+    made, changed = (make_model(algo, "MlpPolicy", random_envs(), **kwargs) for kwargs in ({name: 0.25}, {}))
+    setattr(changed, name, np.float32(0.25))
+    for model in (made, changed):
+        model.set_random_seed(1)
+        model.learn(128)
     assert th.equal(flat_parameters(changed), flat_parameters(made))
 
 

@@ -66,11 +66,9 @@ class RolloutRecorder(RolloutBuffer):
         self.gamma = gamma
         self.optimize_memory_usage = optimize_memory_usage
         self.obs_spaces = observation_spaces(observation_space)
-        is_discrete = isinstance(action_space, spaces.Discrete)
+        shape = () if isinstance(action_space, spaces.Discrete) else (self.action_dim,)
         is_integer = isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete)
-        self.action_storage = () if is_discrete else (self.action_dim,), np.dtype(
-            np.int64 if is_integer else np.float32
-        )
+        self.action_storage = shape, np.dtype(np.int64 if is_integer else np.float32)
         self.acting_version = 0
         self.nonfinite_observations = False
 
@@ -93,7 +91,8 @@ class RolloutRecorder(RolloutBuffer):
             for key, space in self.obs_spaces.items()
         }
         self._actions = ArrayRecord(*shape, *self.action_storage)
-        self._truncations: list[Truncation] = []
+        self.truncations: list[Truncation] = []
+        """The episodes that were truncated so far, in the order in which SB3 asks for the values that end them."""
         self._answer: VecEnvObs | None = None  # to the actions that are about to be added
         self._last_answer: VecEnvObs | None = None  # to those that were added last
         self._bootstrap_observations: dict[str, np.ndarray] = {}
@@ -113,12 +112,7 @@ class RolloutRecorder(RolloutBuffer):
     @property
     def actions(self) -> np.ndarray:  # type: ignore[override]
         """Actions as far as they are collected, ``(T, N, action_dim)``."""
-        return np.asarray(self._actions.column).reshape(self.buffer_size, self.n_envs, self.action_dim)
-
-    @property
-    def truncations(self) -> list[Truncation]:
-        """The episodes that were truncated so far, in the order in which SB3 asks for the values that end them."""
-        return self._truncations
+        return self._actions.column.reshape(self.buffer_size, self.n_envs, self.action_dim)
 
     def record_step(
         self, new_obs: VecEnvObs, rewards: np.ndarray, dones: np.ndarray, infos: Sequence[dict[str, Any]]
@@ -139,7 +133,7 @@ class RolloutRecorder(RolloutBuffer):
             if infos[n].get("TimeLimit.truncated", False) and terminal_observation is not None:
                 # copied, as an environment may go on writing into its array
                 copies = {key: np.array(obs) for key, obs in parts(terminal_observation)}
-                self._truncations.append(Truncation(n, self.pos, float(rewards[n]), copies))
+                self.truncations.append(Truncation(n, self.pos, float(rewards[n]), copies))
 
     def record_inputs(self, **inputs: np.ndarray) -> None:
         """
@@ -176,7 +170,7 @@ class RolloutRecorder(RolloutBuffer):
         self.episode_starts[self.pos] = episode_start
         self.values[self.pos] = value.numpy(force=True).ravel()
         self.log_probs[self.pos] = log_prob.numpy(force=True).ravel()
-        for truncation in reversed(self._truncations):
+        for truncation in reversed(self.truncations):
             if truncation.step < self.pos:
                 break
             truncation.folded_reward = self.rewards[self.pos, truncation.env]
@@ -197,7 +191,7 @@ class RolloutRecorder(RolloutBuffer):
         if self._last_answer is not None:
             for key, following in parts(self._last_answer):
                 shape, dtype = storage(self.obs_spaces[key])
-                terminal = [truncation.observation[key].reshape(1, *shape) for truncation in self._truncations]
+                terminal = [truncation.observation[key].reshape(1, *shape) for truncation in self.truncations]
                 self._bootstrap_observations[key] = np.concatenate(
                     [following.reshape(-1, *shape), *terminal], dtype=dtype, casting="unsafe"
                 )
@@ -213,14 +207,14 @@ class RolloutRecorder(RolloutBuffer):
             raise ValueError(f"the rollout is not complete: {self.pos} of {self.buffer_size} steps{hint}")
         rewards = self.rewards.copy()
         truncated = np.zeros(rewards.shape, dtype=bool)
-        for x in self._truncations:
+        for x in self.truncations:
             truncated[x.step, x.env] = True
             # Without the bootstrap, and with what somebody may have changed in the buffer
             rewards[x.step, x.env] = x.reward + (rewards[x.step, x.env] - x.folded_reward)
         ends = np.vstack([self.episode_starts[1:] > 0, self._last_dones])
         return Rollout(
             observations={key: record.column for key, record in self._observations.items()},
-            actions=self._actions.column,  # type: ignore[arg-type]
+            actions=self._actions.column,
             rewards=rewards,
             terminated=ends & ~truncated,
             truncated=truncated,
@@ -230,7 +224,7 @@ class RolloutRecorder(RolloutBuffer):
             returns=self.returns,
             last_values=self._last_values,
             bootstrap_observations=self._bootstrap_observations,
-            truncations=np.array([x.env * self.buffer_size + x.step for x in self._truncations], dtype=np.int64),
+            truncations=np.array([x.env * self.buffer_size + x.step for x in self.truncations], dtype=np.int64),
             inputs={name: np.stack(arrays) for name, arrays in self._inputs.items()},
             bootstrap_inputs={
                 name: np.concatenate([last, *truncated]) for name, (*truncated, last) in self._bootstrap_inputs.items()

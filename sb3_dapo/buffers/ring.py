@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.utils import explained_variance
 
 from sb3_dapo.buffers.recorder import RolloutRecorder
 from sb3_dapo.buffers.rollout import PLAIN, Rollout, storage
@@ -15,6 +16,8 @@ from sb3_dapo.divergences import Divergence
 from sb3_dapo.estimators import future_divergence, importance_ratios, vtrace
 
 Observations = th.Tensor | TensorDict
+# Attributes of the ring that are lists with an entry for each rollout
+LISTS = ("bootstrap_observations", "bootstrap_inputs", "truncation_positions")
 
 
 class RolloutRingSamples(NamedTuple):
@@ -215,25 +218,6 @@ class RolloutRing(RolloutRecorder):
             kept = visited.detach() if is_taken is None else th.where(is_taken, visited.detach(), latest[indices])
             latest[indices] = kept
 
-    def describe_nonfinite(self, indices: th.Tensor) -> str:
-        """
-        :param indices: positions of a minibatch, shape ``(B,)``
-        :return: which of its targets is not finite, and where it was collected, for an error message
-        """
-        for name, kept in (("advantage", self.kept_advantages), ("return", self.kept_returns)):
-            bad = indices[~th.isfinite(kept.view(-1)[indices])]
-            if len(bad) > 0:
-                slot, rest = divmod(int(bad[0]), self.n_envs * self.buffer_size)
-                env, step = divmod(rest, self.buffer_size)
-                newer = (self.arrivals[: self.n_kept] > self.arrivals[slot]) & (
-                    self.sources[: self.n_kept] == self.sources[slot]
-                )
-                return (
-                    f": the {name} of environment {env} at step {step} of the rollout collected {newer.sum()} before "
-                    f"the newest"
-                )
-        return ""
-
     def bootstrap_batches(self, batch_size: int) -> Iterator[BootstrapSamples]:
         """
         :param batch_size: B
@@ -241,16 +225,17 @@ class RolloutRing(RolloutRecorder):
             minibatches of B at most
         """
         known = self._bootstrapped_slots()
-
-        def batches(kept: list[TensorDict]) -> dict[str, tuple[th.Tensor, ...]]:
-            names = kept[known[0]] if known else ()
-            return {name: th.cat([kept[slot][name] for slot in known]).split(int(batch_size)) for name in names}
-
-        observations, inputs = batches(self.bootstrap_observations), batches(self.bootstrap_inputs)
-        for i in range(max(map(len, observations.values()), default=0)):
+        if not known:
+            return
+        observations, inputs = (
+            {name: th.cat([kept[slot][name] for slot in known]) for name in kept[known[0]]}
+            for kept in (self.bootstrap_observations, self.bootstrap_inputs)
+        )
+        for begin in range(0, len(next(iter(observations.values()))), int(batch_size)):
+            batch = slice(begin, begin + int(batch_size))
             yield BootstrapSamples(
-                self._from_dict({key: obs[i] for key, obs in observations.items()}),
-                {name: arrays[i] for name, arrays in inputs.items()},
+                self._from_dict({key: obs[batch] for key, obs in observations.items()}),
+                {name: arrays[batch] for name, arrays in inputs.items()},
             )
 
     def _bootstrapped_slots(self) -> list[int]:
@@ -364,12 +349,9 @@ class RolloutRing(RolloutRecorder):
         """
         :return: share of the variance of the returns that the values explain, as SB3 logs it; NaN if they don't vary
         """
-        returns, values = self.kept_returns[: self.n_kept], self.old_values[: self.n_kept]
-        return (
-            (1 - (returns - values).var() / returns.var()).item()
-            if returns.numel() > 1 and returns.var() > 0
-            else float("nan")
-        )
+        values, returns = (x[: self.n_kept].flatten().numpy(force=True) for x in (self.old_values, self.kept_returns))
+        with np.errstate(all="ignore"):  # rewards may be too large, or not finite
+            return explained_variance(values, returns)
 
     def ages(self, version: int) -> np.ndarray:
         """
@@ -394,17 +376,13 @@ class RolloutRing(RolloutRecorder):
             "shape": self._shape(),
             "slots": slots,
             "full": self.full,
-            "versions": self.versions[slots].tolist(),
-            "sources": self.sources[slots].tolist(),
-            "arrivals": self.arrivals[slots].tolist(),
             "acting_version": self.acting_version,
+            **{name: getattr(self, name)[slots].tolist() for name in ("versions", "sources", "arrivals")},
             "stores": {name: store.state(slots) for name, store in self._stores().items()},
             "inputs": {name: store.state(slots) for name, store in self.input_stores.items()},
             "scalars": {name: kept[slots].cpu() for name, kept in self._kept_tensors().items()},
             "last_values": self.last_values[slots].cpu(),
-            "bootstrap_observations": [_to("cpu", self.bootstrap_observations[slot]) for slot in slots],
-            "bootstrap_inputs": [_to("cpu", self.bootstrap_inputs[slot]) for slot in slots],
-            "truncation_positions": [self.truncation_positions[slot].cpu() for slot in slots],
+            **{name: [_to("cpu", getattr(self, name)[slot]) for slot in slots] for name in LISTS},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -428,10 +406,8 @@ class RolloutRing(RolloutRecorder):
         for name in ("versions", "sources", "arrivals"):
             getattr(self, name)[slots] = state[name]
         self.last_values[slots] = state["last_values"].to(self.device)
-        for slot in slots:
-            self.bootstrap_observations[slot] = _to(self.device, state["bootstrap_observations"][slot])
-            self.bootstrap_inputs[slot] = _to(self.device, state["bootstrap_inputs"][slot])
-            self.truncation_positions[slot] = state["truncation_positions"][slot].to(self.device)
+        for name in LISTS:
+            getattr(self, name)[: len(slots)] = [_to(self.device, value) for value in state[name]]
         self.n_kept, self.full, self.acting_version = len(slots), state["full"], state["acting_version"]
         self.n_arrived = int(self.arrivals[slots].max(initial=-1)) + 1
 
@@ -447,25 +423,20 @@ class RolloutRing(RolloutRecorder):
             "n_rollouts": self.n_rollouts,
             "n_sources": self.n_sources,
             "sequence_length": self.sequence_length,
-            **{
-                name: f"{type(store).__name__} of {store.dtype} {store.shape}" for name, store in self._stores().items()
-            },
+            **{name: f"{type(x).__name__} of {x.dtype} {x.shape}" for name, x in self._stores().items()},
         }
 
     def _stores(self) -> dict[str, RingStore]:
-        """All stores, by name."""
-        return {
-            **{f"observation {key}": store for key, store in self.observation_stores.items()},
-            "action": self.action_store,
-        }
+        """All stores but those of inputs, by name."""
+        return {f"observation {key}": x for key, x in self.observation_stores.items()} | {"action": self.action_store}
 
 
 def _torch_dtype(dtype: np.dtype) -> th.dtype:
     return th.from_numpy(np.empty(0, dtype)).dtype
 
 
-def _to(device: th.device | str, tensors: TensorDict) -> TensorDict:
-    return {key: tensor.to(device) for key, tensor in tensors.items()}
+def _to(device: th.device | str, value: th.Tensor | TensorDict) -> Any:
+    return {key: x.to(device) for key, x in value.items()} if isinstance(value, dict) else value.to(device)
 
 
 def _of_this_version(state: dict[str, Any]) -> dict[str, Any]:

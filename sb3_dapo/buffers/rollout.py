@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
 from sb3_dapo.buffers.stores import Column, FrameStacks
-from sb3_dapo.faults import NonFiniteError, check_finite
+from sb3_dapo.faults import check_finite
 
 # Observations are dicts here; those of a space that is not Dict have this one key
 PLAIN = "observation"
@@ -62,7 +62,7 @@ class Rollout:
     def check(self, nonfinite_observations: bool = False, nonfinite_rewards: bool = False) -> None:
         """
         :param nonfinite_observations: allow NaN and infinity in observations
-        :param nonfinite_rewards: allow them in rewards
+        :param nonfinite_rewards: allow them in rewards, and in the advantages and returns that are made of these
         :raises ValueError: if an array has another shape than the rewards
         :raises NonFiniteError: naming the first number that is NaN or infinite, its environment and step
         """
@@ -77,6 +77,8 @@ class Rollout:
         check_finite("log-prob", self.log_probs)
         if not nonfinite_rewards:
             check_finite("reward", self.rewards)
+            check_finite("advantage", self.advantages)
+            check_finite("return", self.returns)
 
     def _check_observations(self) -> None:
         n_steps, n_envs = self.rewards.shape
@@ -85,11 +87,8 @@ class Rollout:
         for key, observations in self.bootstrap_observations.items():
             check_finite(key, observations[None, :n_envs], n_steps)
             for position, terminal in zip(self.truncations, observations[n_envs:], strict=True):
-                if terminal.dtype.kind == "f" and not np.isfinite(terminal).all():
-                    env, step = divmod(int(position), n_steps)
-                    raise NonFiniteError(
-                        f"the terminal {key} of environment {env} at step {step} of the rollout is {terminal}"
-                    )
+                env, step = divmod(int(position), n_steps)
+                check_finite(f"terminal {key}", terminal[None, None], step, env)
 
 
 def observation_spaces(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:

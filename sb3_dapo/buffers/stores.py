@@ -35,21 +35,17 @@ class ArrayRecord:
 
     def __init__(self, n_steps: int, n_envs: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
         # As the ring keeps it, environment by environment, so that it is copied there as one piece
-        self._array = np.zeros((n_envs, n_steps, *shape), dtype).swapaxes(0, 1)
+        self.column = np.zeros((n_envs, n_steps, *shape), dtype).swapaxes(0, 1)
+        """What has been written."""
 
     def write(self, step: int, elements: np.ndarray) -> None:
         """
         :param step: t
         :param elements: of all environments, N times the shape
         """
-        place = self._array[step]
+        place = self.column[step]
         # SB3 keeps Discrete observations as (N, 1), and actions flat
         place[...] = np.asarray(elements).reshape(place.shape)
-
-    @property
-    def column(self) -> Column:
-        """What has been written."""
-        return self._array
 
 
 class FrameStackRecord:

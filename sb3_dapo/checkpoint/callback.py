@@ -72,7 +72,6 @@ class CheckpointCallback(BaseCallback):
         self.name_prefix = name_prefix
         self.reset_envs = reset_envs
         self.has_warned = False
-        self.run_callback: BaseCallback | None = None  # that this one is part of
 
     def _init_callback(self) -> None:
         if not hasattr(self.model, "save_checkpoint"):
@@ -82,6 +81,7 @@ class CheckpointCallback(BaseCallback):
             left_over.unlink()
 
     def _on_training_start(self) -> None:
+        self.run_callback = self.locals.get("callback")  # that this one is part of
         # A resumed run and an uninterrupted one write at the same steps, as both count from step 0
         self.last_start = self.last_saved = self.model.num_timesteps
         existing = latest_checkpoint(self.save_path, self.name_prefix) if self.model.num_timesteps == 0 else None
@@ -96,8 +96,6 @@ class CheckpointCallback(BaseCallback):
         self._warn_once(warnings_of(state, self.reset_envs))  # now rather than after hours of training
 
     def _on_rollout_start(self) -> None:
-        if self.model._rollout_start is not None:
-            self.run_callback = self.model._rollout_start.callback
         last_start, self.last_start = self.last_start, self.model.num_timesteps
         if self.last_start // self.save_freq > last_start // self.save_freq:
             self._save()

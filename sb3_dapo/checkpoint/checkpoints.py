@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 import sb3_dapo.checkpoint.states as states
 from sb3_dapo.buffers import RolloutRing
-from sb3_dapo.checkpoint.env_state import OTHERWISE, EnvState, get_env_state, set_env_state
+from sb3_dapo.checkpoint.env_state import OTHERWISE, EnvState, StateUnpickler, get_env_state, set_env_state
 from sb3_dapo.checkpoint.settings import note_made
 from sb3_dapo.checkpoint.states import get_random_states, map_observations, set_random_states
 
@@ -36,16 +36,8 @@ INEXACT = (
 )
 
 
-class RolloutStart(NamedTuple):
-    """The moment between an update and the next rollout, when a checkpoint is exact."""
-
-    num_timesteps: int
-    random_states: dict[str, Any]
-    callback: BaseCallback  # of the run
-
-
-class Resumption(NamedTuple):
-    """What a loaded checkpoint has still to restore when the next rollout begins."""
+class Moment(NamedTuple):
+    """Between an update and the next rollout, when a checkpoint is exact: what is restored when the rollout begins."""
 
     num_timesteps: int
     random_states: dict[str, Any]
@@ -58,8 +50,8 @@ class Checkpoints(OnPolicyAlgorithm):
 
     rollout_buffer: RolloutRing
     _policy_version: int
-    _rollout_start: RolloutStart | None = None
-    _resumption: Resumption | None = None
+    _rollout_start: Moment | None = None  # of the rollout that is being collected
+    _resumption: Moment | None = None  # of a loaded checkpoint, until the next rollout begins
 
     def _set_form(self) -> None:
         """Put the policy into the form that updates compute in, where there are several."""
@@ -92,26 +84,21 @@ class Checkpoints(OnPolicyAlgorithm):
         env = self.get_env()
         if env is None:
             raise ValueError("`env` must be set to write a checkpoint: without one there is nothing to resume")
-        resumption = self._resumption
-        moment = self._rollout_start or resumption
-        random_states = get_random_states(self.device) if moment is None else moment.random_states
+        moment = self._rollout_start or self._resumption or self._moment()
         env_state = get_env_state(env, without_constants=reset_envs)
         reset_seed = states.derive_seed(self.seed, self.num_timesteps) if reset_envs else None
         if reset_seed is not None:
             self._reset_envs(reset_seed)
-        callbacks = {} if resumption is None else resumption.callbacks
-        if callback is not None:
-            callbacks = states.get_callback_states(callback, reset_seed)
-
+        callbacks = moment.callbacks if callback is None else states.get_callback_states(callback, reset_seed)
         training = {
             "format": FORMAT,
             "num_timesteps": self.num_timesteps,
             "has_trained": self._policy_version > 0,
             "frozen": [name for name, value in self.policy.named_parameters() if not value.requires_grad],
-            "random_states": random_states,
+            "random_states": moment.random_states,
             "reset_seed": reset_seed,
             "strides": map_observations(lambda array: array.strides, self._last_obs),
-            "log": resumption.log if resumption is not None else states.get_log(getattr(self, "_logger", None)),
+            "log": moment.log,
             "ring": self.rollout_buffer.state_dict(),
         }
 
@@ -124,6 +111,11 @@ class Checkpoints(OnPolicyAlgorithm):
 
         _write_atomically(_with_suffix(path), write)
         return warnings_of(env_state, reset_envs)
+
+    def _moment(self) -> Moment:
+        return Moment(
+            self.num_timesteps, get_random_states(self.device), states.get_log(getattr(self, "_logger", None)), {}
+        )
 
     def _check_moment(self) -> None:
         start, ring = self._rollout_start, self.rollout_buffer
@@ -197,7 +189,7 @@ class Checkpoints(OnPolicyAlgorithm):
             # SB3 resets environments when there is no last observation; not again with the seeds of the run's beginning
             self._last_obs = None
             self.env.seed(states.derive_seed(self.seed, self.num_timesteps))
-        self._resumption = Resumption(training["num_timesteps"], training["random_states"], training["log"], callbacks)
+        self._resumption = Moment(training["num_timesteps"], training["random_states"], training["log"], callbacks)
 
     @contextmanager
     def _collecting(self, callback: BaseCallback) -> Iterator[None]:
@@ -213,7 +205,7 @@ class Checkpoints(OnPolicyAlgorithm):
             if eval_env is not None:
                 note_made(eval_env)
         # Before SB3 draws the noise of gSDE
-        self._rollout_start = RolloutStart(self.num_timesteps, get_random_states(self.device), callback)
+        self._rollout_start = self._moment()
         try:
             yield
         finally:
@@ -228,8 +220,6 @@ class Checkpoints(OnPolicyAlgorithm):
         self._last_obs = self.env.reset()  # type: ignore[assignment]
         set_random_states(random_states, self.device)
         self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
-        if self._vec_normalize_env is not None:
-            self._last_original_obs = self._vec_normalize_env.get_original_obs()
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_rollout_start", "_resumption"]
@@ -260,20 +250,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], EnvState, dict[str, dic
             training = th.load(io.BytesIO(archive.read(TRAINING_ENTRY)), map_location="cpu", weights_only=True)
             if training["format"] != FORMAT:
                 raise ValueError(f"its format is {training['format']!r}, this version reads {FORMAT}")
-            env_state, callbacks = EntryUnpickler(io.BytesIO(archive.read(ENVIRONMENTS_ENTRY))).load()
+            env_state, callbacks = StateUnpickler(archive.read(ENVIRONMENTS_ENTRY)).load()
         except Exception as error:  # whatever a parser may make of a damaged file
             raise ValueError(f"{path} cannot be resumed from: {error}") from error
     return training, env_state, callbacks
-
-
-class EntryUnpickler(pickle.Unpickler):
-    """Reads the entry of the environments, also that of version 0.1, and a state without what it refers to."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        return EnvState if (module, name) == ("sb3_dapo.env_state", "EnvState") else super().find_class(module, name)
-
-    def persistent_load(self, pid: Any) -> None:
-        return None
 
 
 def vec_normalize_of(path: str | Path, venv: VecEnv | None = None) -> VecNormalize | None:
@@ -286,14 +266,12 @@ def vec_normalize_of(path: str | Path, venv: VecEnv | None = None) -> VecNormali
     with zipfile.ZipFile(path) as archive:
         if ENVIRONMENTS_ENTRY not in archive.namelist():
             return None
-        env_state, _ = EntryUnpickler(io.BytesIO(archive.read(ENVIRONMENTS_ENTRY))).load()
-    for state in EntryUnpickler(io.BytesIO(env_state.wrappers_state)).load():
+        env_state, _ = StateUnpickler(archive.read(ENVIRONMENTS_ENTRY)).load()
+    for state in StateUnpickler(env_state.wrappers_state).load():
         if "ret_rms" in state:
             vec_normalize = VecNormalize.__new__(VecNormalize)
-            # What its own pickles leave out, to which `returns` belongs, is made by set_venv()
-            vec_normalize.__setstate__({name: value for name, value in state.items() if name != "returns"})
-            # SB3 expects what leads to the environment when it pickles one
-            vec_normalize.class_attributes, vec_normalize.returns = {}, state["returns"]
+            vec_normalize.__setstate__(state)
+            vec_normalize.class_attributes = {}  # which SB3 expects when it pickles one
             if venv is not None:
                 vec_normalize.set_venv(venv)
             return vec_normalize
@@ -310,9 +288,8 @@ def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     if os.name == "posix":  # make the new name itself survive a power failure
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -6,6 +6,7 @@ import pickle
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from importlib import import_module
 from itertools import chain, zip_longest
 from multiprocessing.connection import Connection
 from types import ModuleType
@@ -50,34 +51,33 @@ def get_env_state(venv: VecEnv, without_constants: bool = False) -> EnvState:
     :raises NotRestorableError: if a wrapper of the ``VecEnv`` cannot be saved
     """
     *wrappers, base = layers_of(venv)
+    names = {id(layer): name for name, layer in _named_layers(venv).items()}
+    wrapper_states = [_get_state(wrapper) for wrapper in wrappers]
     try:
-        wrappers_state = _dump(venv, [_get_state(wrapper) for wrapper in wrappers])
+        _measure(wrappers, wrapper_states, names)
     except NotRestorableError as error:
         raise NotRestorableError(f"a VecEnv wrapper cannot be saved in a checkpoint: {error}") from error
     made, now = settings.made_with(venv)
-    pairs = list(zip(made, now, strict=False))
-    unchanged = {k for a, b in pairs for k in a.keys() & b.keys() if all(x.get(k) == y.get(k) for x, y in pairs)}
-    constants = [{k: text for k, text in noted.items() if k.is_argument or k in unchanged} for noted in made]
-    state = EnvState(class_names(wrappers), wrappers_state, [], b"", "", constants)
+    pairs = zip_longest(made, now, fillvalue=settings.Made())
+    changed = {k for a, b in pairs for k in a.keys() | b.keys() if a.get(k) != b.get(k)}
+    constants = [{k: text for k, text in noted.items() if k.is_argument or k not in changed} for noted in made]
+    state = EnvState(class_names(wrappers), _dump(wrapper_states, names), [], b"", "", constants)
     if not isinstance(base, DummyVecEnv):
         return state._replace(reason=f"{type(base).__name__} does not hold them in this process")
     envs = [layers_of(env) for env in base.envs]
-    states = [[_get_state(layer) for layer in layers] for layers in envs]
-    for setting in unchanged if without_constants else ():
-        if made[-1].get(setting, "").startswith("<"):
+    base_state, states = _get_state(base), [[_get_state(layer) for layer in layers] for layers in envs]
+    for setting, text in made[-1].items() if made and without_constants else ():
+        if text.startswith("<") and setting not in changed:
             for env_state in states:
                 env_state[setting.place].pop(setting.name, None)
     try:
-        envs_state = _dump(venv, (_get_state(base), states))
+        sizes = _measure([base, *chain(*envs)], [base_state, *chain(*states)], names)
     except NotRestorableError as error:
         return state._replace(reason=str(error))
-    sizes: Counter[str] = Counter()
-    if len(envs_state) >= LARGE:
-        for layer, values in zip(chain(*envs), chain(*states), strict=True):
-            for name, value in values.items():
-                sizes[f"`{name}` of {type(layer).__name__}"] += len(_try_dump(venv, value))
-    large = ", ".join(f"{name} ({size / 2**20:.1f} MB)" for name, size in sizes.items() if size >= LARGE)
-    return state._replace(envs=[class_names(layers) for layers in envs], envs_state=envs_state, large=large)
+    envs_state = _dump((base_state, states), names)
+    # What layers share is written once, but counts for each of them
+    large = [f"{name} ({size / 2**20:.1f} MB)" for name, size in sizes.items() if size >= LARGE <= len(envs_state)]
+    return state._replace(envs=[class_names(layers) for layers in envs], envs_state=envs_state, large=", ".join(large))
 
 
 def set_env_state(venv: VecEnv, state: EnvState) -> str:
@@ -120,11 +120,12 @@ def set_env_state(venv: VecEnv, state: EnvState) -> str:
             f"used{' and new episodes begin' if is_otherwise else ''}, so the run may differ from an uninterrupted one",
             stacklevel=4,
         )
-    for wrapper, saved, kept in zip(wrappers, _load(venv, state.wrappers_state), of_wrappers, strict=True):
+    wrapper_states = StateUnpickler(state.wrappers_state, venv).load()
+    for wrapper, saved, kept in zip(wrappers, wrapper_states, of_wrappers, strict=True):
         _set_states([wrapper], [saved], kept)
     if reason or is_otherwise:
         return reason or OTHERWISE
-    base_state, envs_state = _load(venv, state.envs_state)
+    base_state, envs_state = StateUnpickler(state.envs_state, venv).load()
     _set_states([base], [base_state])
     for layers, saved in zip(envs, envs_state, strict=True):
         _set_states(layers, saved, of_envs)
@@ -158,9 +159,9 @@ def _is_atari(layer: Layer) -> bool:
 class _Pickler(pickle.Pickler):
     """Pickles attributes of layers: references to layers stay references, and what would lose state is refused."""
 
-    def __init__(self, file: io.BytesIO, venv: VecEnv) -> None:
+    def __init__(self, file: io.BytesIO, names: dict[int, str]) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self.names = {id(layer): name for name, layer in _named_layers(venv).items()}
+        self.names = names  # of layers, by their id
 
     def persistent_id(self, obj: Any) -> tuple[str, str] | None:
         # Modules in C may hold state of their own, as PyBullet does
@@ -176,14 +177,21 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, venv: VecEnv) -> None:
-        super().__init__(file)
-        self.layers = _named_layers(venv)
+class StateUnpickler(pickle.Unpickler):
+    """Reads what a checkpoint says of environments, also one of version 0.1; references only with the environments."""
+
+    def __init__(self, content: bytes, venv: VecEnv | None = None) -> None:
+        super().__init__(io.BytesIO(content))
+        self.layers = None if venv is None else _named_layers(venv)
+
+    def find_class(self, module: str, name: str) -> Any:
+        return EnvState if (module, name) == ("sb3_dapo.env_state", "EnvState") else super().find_class(module, name)
 
     def persistent_load(self, pid: tuple[str, str]) -> Any:
         kind, name = pid
-        return __import__(name, fromlist=["__name__"]) if kind == "module" else self.layers[name]
+        if self.layers is None:
+            return None
+        return import_module(name) if kind == "module" else self.layers[name]
 
 
 def _named_layers(venv: VecEnv) -> dict[str, Layer]:
@@ -195,30 +203,19 @@ def _named_layers(venv: VecEnv) -> dict[str, Layer]:
     return layers
 
 
-def _dump(venv: VecEnv, states: Any) -> bytes:
-    try:
-        return _try_dump(venv, states)
-    except Exception as error:  # anything may be raised by objects that were not made to be pickled
-        raise NotRestorableError(f"{_find_culprit(venv, states)} cannot be saved: {error}") from error
-
-
-def _try_dump(venv: VecEnv, value: Any) -> bytes:
+def _dump(value: Any, names: dict[int, str]) -> bytes:
     file = io.BytesIO()
-    _Pickler(file, venv).dump(value)
+    _Pickler(file, names).dump(value)
     return file.getvalue()
 
 
-def _find_culprit(venv: VecEnv, states: Any) -> str:
-    """The first attribute that cannot be pickled."""
-    if not isinstance(states, dict):
-        return next(filter(None, (_find_culprit(venv, state) for state in states)), "")
-    for name, value in states.items():
-        try:
-            _try_dump(venv, value)
-        except Exception:
-            return f"the attribute `{name}`"
-    return ""
-
-
-def _load(venv: VecEnv, content: bytes) -> Any:
-    return _Unpickler(io.BytesIO(content), venv).load()
+def _measure(layers: list[Layer], states: list[dict[str, Any]], names: dict[int, str]) -> Counter[str]:
+    """:return: bytes that attributes of layers take. One that cannot be pickled is refused"""
+    sizes: Counter[str] = Counter()
+    for layer, state in zip(layers, states, strict=True):
+        for name, value in state.items():
+            try:
+                sizes[f"`{name}` of {type(layer).__name__}"] += len(_dump(value, names))
+            except Exception as error:  # anything may be raised by objects that were not made to be pickled
+                raise NotRestorableError(f"the attribute `{name}` cannot be saved: {error}") from error
+    return sizes

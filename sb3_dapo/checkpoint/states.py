@@ -49,10 +49,10 @@ def set_random_states(states: dict[str, Any], device: th.device) -> None:
 def get_log(logger: Logger | None) -> dict[str, Any]:
     """What was recorded since the log was last written: the losses of the newest update."""
     recorded = {} if logger is None else logger.name_to_value
-    kept = {name: value for name, value in recorded.items() if isinstance(value, int | float | str | np.number)}
-    values = {name: value.item() if isinstance(value, np.number) else value for name, value in kept.items()}
-    others = {name: {key: getattr(logger, name)[key] for key in kept} for name in ("name_to_count", "name_to_excluded")}
-    return {"name_to_value": values, **others} if kept else {}
+    numbers = {name: value.item() if isinstance(value, np.number) else value for name, value in recorded.items()}
+    values = {name: value for name, value in numbers.items() if isinstance(value, int | float | str)}
+    others = ("name_to_count", "name_to_excluded")
+    return {"name_to_value": values, **{x: {name: getattr(logger, x)[name] for name in values} for x in others}}
 
 
 # --- callbacks ------------------------------------------------------------------------------------

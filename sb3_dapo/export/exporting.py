@@ -37,6 +37,7 @@ import sb3_dapo.export.description as describing
 import sb3_dapo.export.folder as files
 from sb3_dapo.arguments import arguments_of
 from sb3_dapo.buffers import RolloutRing
+from sb3_dapo.buffers.rollout import observation_spaces
 from sb3_dapo.export.description import annotations_of, decode_arguments, decode_fields, decode_space
 from sb3_dapo.export.folder import ExportError, Tensors, naming, refusing, short
 from sb3_dapo.export.normalization import Normalization
@@ -139,16 +140,14 @@ class Exportable(OnPolicyAlgorithm):
         for name in kwargs:
             if name not in arguments_of(cls) or name == "_init_setup_model":
                 raise ValueError(f"`{name}` is not an argument of {cls.__name__}")
-        venv: Any = None
         with naming(path):
             description, policy_class, parameters, normalization = cls._read_exported(Path(path), policy, kwargs)
-            if env is not None:
-                venv = vectorized(env)
+            venv: Any = None if env is None else vectorized(env)
+            if venv is not None:
                 if normalization is not None and not is_vecenv_wrapped(venv, VecNormalize):
                     venv = normalization.restore(venv)
                 venv = cls._wrap_env(venv)  # transposes images
-        if venv is not None:
-            check_for_correct_spaces(venv, description.observation_space, description.action_space)
+                check_for_correct_spaces(venv, description.observation_space, description.action_space)
 
         with naming(path), refusing("no model can be built of what it describes"):
             arguments = {**description.hyperparameters, "policy_kwargs": deepcopy(description.policy_kwargs)}
@@ -160,9 +159,7 @@ class Exportable(OnPolicyAlgorithm):
             if not {"n_steps", "n_rollouts"} <= set(kwargs):
                 model._check_ring()
             model._setup_model()
-        with th.no_grad():
-            for name, parameter in files.distinct_tensors(model.policy).items():
-                parameter.copy_(parameters[name])
+        model.policy.load_state_dict(parameters, strict=False)  # whose names have been checked
         set_fast(model.policy, description.is_fast)
         if model.use_sde:
             model.policy.reset_noise()  # it was drawn with other parameters
@@ -173,9 +170,8 @@ class Exportable(OnPolicyAlgorithm):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            with refusing("it cannot be described"):
-                self._fixed_parts()
-        except ExportError as error:
+            self._fixed_parts()
+        except Exception as error:  # spaces and modules of users may raise anything
             warnings.warn(f"This model can be trained and saved, but not exported: {error}", stacklevel=2)
         return super()._setup_learn(*args, **kwargs)
 
@@ -217,7 +213,8 @@ class Exportable(OnPolicyAlgorithm):
             not_exported.append("rollout_buffer_kwargs")
 
         contents = {files.PARAMETERS: files.dump_tensors(tensors)}
-        normalization = Normalization.of(self.get_vec_normalize_env())
+        vec_normalize = self.get_vec_normalize_env()
+        normalization = None if vec_normalize is None else Normalization.of(vec_normalize)
         if normalization is not None:
             contents[files.STATISTICS] = files.dump_tensors(normalization.statistics)
         modules = {module.__name__: str(module.__version__) for module in (stable_baselines3, th, gym, np)}
@@ -313,10 +310,10 @@ class Exportable(OnPolicyAlgorithm):
 
     def _check_ring(self) -> None:
         """Refuse a rollout buffer, still to be built, that would take more memory than a file may ask for."""
-        space, n_rollouts = self.observation_space, getattr(self, "n_rollouts", 1)
-        parts: Any = space.values() if isinstance(space, spaces.Dict) else [space]
+        n_rollouts = getattr(self, "n_rollouts", 1)
+        parts: Any = [*observation_spaces(self.observation_space).values(), self.action_space]
         # Besides observation and action, a step has a dozen numbers; a rollout has objects, which also take time
-        step_bytes = 64 + sum(math.prod(part.shape) * part.dtype.itemsize for part in (*parts, self.action_space))
+        step_bytes = 64 + sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
         n_bytes = n_rollouts * (self.n_steps * self.n_envs * step_bytes + 2**16)
         if n_bytes > MAX_RING_BYTES:
             raise ExportError(

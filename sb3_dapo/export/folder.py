@@ -6,9 +6,8 @@ import math
 import os
 import re
 import reprlib
-import shutil
 import stat
-import uuid
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,16 +64,17 @@ def short(value: Any) -> str:
 
 def write_folder(folder: Path, files: dict[str, bytes], check: Callable[[Path], Any]) -> None:
     """Write or replace a folder at once: under another name next to it, which changes when ``check`` raises nothing."""
-    new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    new.mkdir(parents=True)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{folder.name}."
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new.mkdir()
         for name, data in files.items():
             with (new / name).open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         check(new)
-        old = new.with_name(f"{new.name}.old")
         if folder.exists():
             folder.rename(old)
         try:
@@ -83,9 +83,6 @@ def write_folder(folder: Path, files: dict[str, bytes], check: Callable[[Path], 
             if old.exists():
                 old.rename(folder)
             raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def read_file(folder: Path, name: str, limit: int) -> bytes:

@@ -23,16 +23,19 @@ class Normalization(NamedTuple):
     statistics: Tensors  # by name of a running mean and its part, such as "obs_rms.mean", all float64
 
     @classmethod
-    def of(cls, vec_normalize: VecNormalize | None) -> "Normalization | None":
+    def of(cls, vec_normalize: VecNormalize) -> "Normalization":
         """:return: what there is to know of what an environment is wrapped in, if that is all"""
-        if vec_normalize is None:
-            return None
         if type(vec_normalize) is not VecNormalize or is_vecenv_wrapped(vec_normalize.venv, VecNormalize):
             advice = "To export without the statistics, give the model another environment (`set_env`)"
             got = type(vec_normalize).__name__
             raise ExportError(f"the environment must be wrapped in VecNormalize itself, and once, got {got}. {advice}")
         settings = {name: encode(getattr(vec_normalize, name)) for name in SETTINGS}
-        return cls(settings, _statistics_of(vec_normalize))
+        statistics = {
+            f"{name}.{part}": th.from_numpy(np.array(getattr(rms, part), dtype=np.float64))
+            for name, rms in _running_means(vec_normalize).items()
+            for part in ("mean", "var", "count")
+        }
+        return cls(settings, statistics)
 
     @classmethod
     def read(cls, folder: Path, described: Any, sha256: dict[str, str]) -> "Normalization | None":
@@ -44,8 +47,8 @@ class Normalization(NamedTuple):
         statistics = read_tensors(folder, STATISTICS, sha256, 2 * 8 * MAX_SPACE_SIZE)
         normalization = cls(settings, statistics)
         with refusing("`vec_normalize`"):
-            expected = _statistics_of(VecNormalize(normalization._stand_in(), **settings))
-        check_tensors(STATISTICS, statistics, expected)
+            expected = cls.of(VecNormalize(normalization._stand_in(), **settings))
+        check_tensors(STATISTICS, statistics, expected.statistics)
         for name, tensor in statistics.items():
             if not tensor.isfinite().all() or (not name.endswith(".mean") and (tensor < 0).any()):
                 raise ExportError(f"{STATISTICS}: {short(name)} must be finite, and not negative unless it is a mean")
@@ -78,17 +81,8 @@ class Normalization(NamedTuple):
         return DummyVecEnv([type("SpacesAlone", (gym.Env,), attributes)])
 
 
-def _statistics_of(vec_normalize: VecNormalize) -> Tensors:
-    return {
-        f"{name}.{part}": th.from_numpy(np.array(getattr(rms, part), dtype=np.float64))
-        for name, rms in _running_means(vec_normalize).items()
-        for part in ("mean", "var", "count")
-    }
-
-
 def _running_means(vec_normalize: VecNormalize) -> dict[str, RunningMeanStd]:
     obs_rms: Any = vec_normalize.obs_rms if vec_normalize.norm_obs else {}
-    parts = (
-        {f"obs_rms.{key}": rms for key, rms in obs_rms.items()} if isinstance(obs_rms, dict) else {"obs_rms": obs_rms}
-    )
+    is_dict = isinstance(obs_rms, dict)
+    parts = {f"obs_rms.{key}": rms for key, rms in obs_rms.items()} if is_dict else {"obs_rms": obs_rms}
     return {"ret_rms": vec_normalize.ret_rms, **parts}
