@@ -4,6 +4,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,11 +28,13 @@ NOOP, FIRE = 0, 1  # their places in the action set; most games have FIRE
 NUM_SEEDS = 2**31  # the emulator's seeds are non-negative 32-bit integers
 NO_LIMIT = 2**30  # more frames than any game lasts
 ALL = slice(None)
+COUNTERS = ("lives", "episode_frame_number", "frame_number")  # of the emulator, in infos
 
 # What the registration of a game may set for `AtariVectorEnv` to be able to play it.
 SUPPORTED_KWARGS = {"game", "repeat_action_probability", "full_action_space", "frameskip", "max_num_frames_per_episode"}
 
 
+@dataclass(eq=False)
 class AtariGame:
     """
     One game of an :class:`AtariVecEnv`: a C++ environment of size one, with the bookkeeping of ``Monitor`` and of
@@ -50,41 +53,31 @@ class AtariGame:
     :param results_writer: log of finished games, if any
     """
 
+    make_emulator: Callable[[], AtariVectorEnv]
+    spec: EnvSpec
+    action_meanings: list[str]
+    reset_frames: int
+    noop_start: bool
+    episodic_life: bool
+    max_frames: int
+    results_writer: ResultsWriter | None
+
     metadata = AtariEnv.metadata
     render_mode = "rgb_array"
 
-    def __init__(
-        self,
-        make_emulator: Callable[[], AtariVectorEnv],
-        spec: EnvSpec,
-        action_meanings: list[str],
-        reset_frames: int,
-        noop_start: bool,
-        episodic_life: bool,
-        max_frames: int,
-        results_writer: ResultsWriter | None,
-    ):
+    def __post_init__(self) -> None:
         self.lives = self.frame_number = self.episode_frame_number = 0
         self.episode_return = 0.0
-        self.spec = spec
-        self._make_emulator = make_emulator
-        self._emulator = make_emulator()
-        self.action_space = self._emulator.single_action_space
-        self.episodic_life = episodic_life
-        self.max_frames = max_frames
         self.is_sent = False  # whether there may be an action whose outcome is not received
-        self._action_meanings = action_meanings
-        self._reset_frames = reset_frames
-        self._noop_start = noop_start
-        self._results_writer = results_writer
-        self._opening: Iterator[int] = iter(())
+        self._emulator = self.make_emulator()
+        self.action_space = self._emulator.single_action_space
         self._t_start = time.time()
 
     def get_action_meanings(self) -> list[str]:
         """
         :return: the names of the actions
         """
-        return self._action_meanings
+        return self.action_meanings
 
     def render(self) -> np.ndarray:
         """
@@ -94,8 +87,8 @@ class AtariGame:
 
     def close(self) -> None:
         """Close the log of finished games."""
-        if self._results_writer is not None:
-            self._results_writer.close()
+        if self.results_writer is not None:
+            self.results_writer.close()
 
     def reset(self, seed: int | None = None) -> None:
         """
@@ -105,7 +98,7 @@ class AtariGame:
         """
         if self.is_sent:
             # A step was interrupted, as by Ctrl+C: the next outcome may be that of the action, or never come
-            self._emulator, self.is_sent = self._make_emulator(), False
+            self._emulator, self.is_sent = self.make_emulator(), False
             seed = int(np.random.randint(NUM_SEEDS, dtype=np.int64)) if seed is None else seed
         self._start(*self._emulator.reset(seed=seed))
 
@@ -125,7 +118,7 @@ class AtariGame:
         """
         screens, rewards, terminations, _, emulator_info = self._emulator.recv()
         self.is_sent = False
-        lives, frame_number, episode_frame_number = _read_counters(emulator_info)
+        lives, episode_frame_number, frame_number = _read_counters(emulator_info)
         self.game_over = bool(terminations[0])
         if self.game_over:
             # The counters are of the next game already; the total less that game's frames is where this one ended.
@@ -150,11 +143,7 @@ class AtariGame:
         """
         :return: what the emulator counts, under the names that ale_py gives them in infos
         """
-        return {
-            "lives": self.lives,
-            "episode_frame_number": self.episode_frame_number,
-            "frame_number": self.frame_number,
-        }
+        return {name: getattr(self, name) for name in COUNTERS}
 
     def begin_episode(self, new_game: bool) -> None:
         """
@@ -166,16 +155,15 @@ class AtariGame:
         self.continue_opening()
 
     def continue_opening(self) -> None:
-        """Send the next of these actions, or find that there is none left: ``opening`` tells."""
+        """Send the next of these actions, if there is one left."""
         action = next(self._opening, None)
-        self.opening = action is not None
         if action is not None:
             self.send(np.array([action]))
 
     def _opening_actions(self, new_game: bool) -> Iterator[int]:
         if not new_game:  # EpisodicLifeEnv
             yield NOOP
-        if "FIRE" in self._action_meanings:  # FireResetEnv, which resets EpisodicLifeEnv where a life is lost meanwhile
+        if "FIRE" in self.action_meanings:  # FireResetEnv, which resets EpisodicLifeEnv where a life is lost meanwhile
             for action in (FIRE, FIRE + 1):
                 yield action
                 if self.life_lost:
@@ -183,10 +171,10 @@ class AtariGame:
 
     def _start(self, screens: np.ndarray, emulator_info: dict[str, np.ndarray]) -> None:
         # The emulator takes 0 to noop_max no-op frames, NoopResetEnv 1 to noop_max: after 0, draw again.
-        while self._noop_start and emulator_info["episode_frame_number"][0] == self._reset_frames:
+        while self.noop_start and emulator_info["episode_frame_number"][0] == self.reset_frames:
             screens, emulator_info = self._emulator.reset()
-        self.lives, self.frame_number, self.episode_frame_number = _read_counters(emulator_info)
-        self.noop_frames = self.episode_frame_number - self._reset_frames
+        self.lives, self.episode_frame_number, self.frame_number = _read_counters(emulator_info)
+        self.noop_frames = self.episode_frame_number - self.reset_frames
         self.screen = screens[0, 0]
         self.episode_return = 0.0
 
@@ -194,11 +182,11 @@ class AtariGame:
         # Monitor counts the frames that were asked for since the reset.
         episode = {
             "r": round(self.episode_return, 6),
-            "l": self.episode_frame_number - self._reset_frames,
+            "l": self.episode_frame_number - self.reset_frames,
             "t": round(time.time() - self._t_start, 6),
         }
-        if self._results_writer is not None:
-            self._results_writer.write_row(episode)
+        if self.results_writer is not None:
+            self.results_writer.write_row(episode)
         return episode
 
 
@@ -280,10 +268,8 @@ class AtariVecEnv(VecEnv):
         reset_frames = probe.reset()[1]["episode_frame_number"]
         has_fire = "FIRE" in action_meanings
         if action_meanings[NOOP] != "NOOP" or (has_fire and action_meanings[FIRE] != "FIRE"):
-            raise ValueError(
-                f"env_id={env_id!r} has the actions {action_meanings}, but SB3's wrappers need NOOP first, and FIRE, "
-                "if there is such an action, second"
-            )
+            needed = "NOOP first, and FIRE, if there is such an action, second"
+            raise ValueError(f"env_id={env_id!r} has the actions {action_meanings}, but SB3's wrappers need {needed}")
 
         make_emulator = partial(
             AtariVectorEnv,
@@ -424,7 +410,7 @@ class AtariVecEnv(VecEnv):
         while waiting:
             index = waiting.popleft()
             game = self._games[index]
-            if game.opening:
+            if game.is_sent:
                 game.receive()
                 game.continue_opening()
                 waiting.append(index)
@@ -496,16 +482,13 @@ def atari_spec(env_id: str) -> EnvSpec:
     try:
         spec = gym.spec(env_id)
     except gym.error.Error as error:
-        raise ValueError(
-            f"env_id={env_id!r} is not a registered id such as 'BreakoutNoFrameskip-v4': {error}"
-        ) from error
+        message = f"env_id={env_id!r} is not a registered id such as 'BreakoutNoFrameskip-v4': {error}"
+        raise ValueError(message) from error
     if spec.entry_point != "ale_py.env:AtariEnv":
         raise ValueError(f"env_id={env_id!r} is not an Atari game of ale_py: its entry point is {spec.entry_point!r}")
     if not isinstance(spec.kwargs.get("frameskip", 4), int):
-        raise ValueError(
-            f"env_id={env_id!r} repeats actions a random number of times, which is not supported: "
-            "use the game's NoFrameskip-v4 or ALE/...-v5 id"
-        )
+        hint = "use the game's NoFrameskip-v4 or ALE/...-v5 id"
+        raise ValueError(f"env_id={env_id!r} repeats actions a random number of times, which is not supported: {hint}")
     unsupported = [key for key, value in spec.kwargs.items() if key not in SUPPORTED_KWARGS and value is not None]
     if unsupported or spec.max_episode_steps is not None or spec.additional_wrappers:
         raise ValueError(
@@ -526,9 +509,5 @@ def _results_writer(folder: str, rank: int, env_id: str) -> ResultsWriter:
     return ResultsWriter(os.path.join(folder, str(rank)), header={"t_start": time.time(), "env_id": env_id})
 
 
-def _read_counters(emulator_info: dict[str, np.ndarray]) -> tuple[int, int, int]:
-    return (
-        int(emulator_info["lives"][0]),
-        int(emulator_info["frame_number"][0]),
-        int(emulator_info["episode_frame_number"][0]),
-    )
+def _read_counters(emulator_info: dict[str, np.ndarray]) -> list[int]:
+    return [int(emulator_info[name][0]) for name in COUNTERS]

@@ -23,16 +23,16 @@ class Command(NamedTuple):
     defaults: tuple[str, ...] = ()  # put before the user's, so that the user's win
 
 
-ALGO = ("--algo", DEFAULT_ALGO)
+PLOT = ("--algo", DEFAULT_ALGO, "--exp-folder", LOG_FOLDER)
 PLOTS = ("--algos", DEFAULT_ALGO, "--exp-folders", LOG_FOLDER)
 COMMANDS = {
-    "train": Command("cli", "train an agent, or search hyperparameters (-optimize)", ALGO),
+    "train": Command("cli", "train an agent, or search hyperparameters (-optimize)"),
     "report": Command("report", "compare an agent with random actions and a human; draw its curve, record a video"),
     "compare": Command("compare", "compare algorithms and settings: curves and scores, with intervals over seeds"),
-    "enjoy": Command("cli", "watch a trained agent", (*ALGO, "--folder", LOG_FOLDER)),
+    "enjoy": Command("cli", "watch a trained agent", ("--folder", LOG_FOLDER)),
     "record-video": Command("video", "record a trained agent as mp4 or GIF"),
     "plot": Command("plot", "draw score, divergence, KL, ratios and reuse of a run"),
-    "plot-train": Command("zoo_plots", "plot the scores of training episodes", (*ALGO, "--exp-folder", LOG_FOLDER)),
+    "plot-train": Command("zoo_plots", "plot the scores of training episodes", PLOT),
     "all-plots": Command("zoo_plots", "plot and tabulate the evaluations of several runs", PLOTS),
     "plot-from-file": Command("zoo_plots", "plot results saved by all-plots (rliable included)"),
     "benchmark": Command("cli", "evaluate every trained agent and write a table"),

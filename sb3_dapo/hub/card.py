@@ -78,39 +78,16 @@ def write_results(folder: Path, evaluation: Evaluation) -> None:
     (folder / RESULTS).write_text(json.dumps(results, indent=2))
 
 
-def write_card(folder: Path, card: str, env_id: str | None, evaluation: Evaluation | None) -> None:
-    """Write the model card into a folder that has an exported model, with metadata before its text."""
-    (folder / CARD).write_text(card, encoding="utf-8")
-    # What the Hub and its leaderboards read of a model card, in the form that huggingface_sb3 gives it
-    tags = ["deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3"]
-    tags += ["sb3-dapo", "divergence-augmented-policy-optimization"]
-    data: dict[str, Any] = {"library_name": "stable-baselines3", "tags": [env_id, *tags] if env_id else tags}
-    if env_id is not None and evaluation is not None:
-        data |= client().metadata_eval_result(
-            model_pretty_name=read_description(folder)["algorithm"],
-            task_pretty_name="reinforcement-learning",
-            task_id="reinforcement-learning",
-            metrics_pretty_name="mean_reward",
-            metrics_id="mean_reward",
-            metrics_value=f"{evaluation.scores.mean():.2f} +/- {evaluation.scores.std():.2f}",
-            dataset_pretty_name=env_id,
-            dataset_id=env_id,
-        )
-    client().metadata_save(folder / CARD, data)
-
-
-# --- text ---------------------------------------------------------------------------------------------
-
-
-def model_card(
-    description: dict[str, Any],
-    env_id: str | None,
-    evaluation: Evaluation | None,
-    usage: str,
-    settings: str,
-    figures: str = "",
-) -> str:
-    """:return: the card, without metadata, of sections on how to use the model and how it was trained, and pictures"""
+def write_card(
+    folder: Path, env_id: str | None, evaluation: Evaluation | None, usage: str, settings: str, figures: str = ""
+) -> None:
+    """
+    Write the model card into a folder that has an exported model, and the results of its evaluation. Sections on how to
+    use the model and how it was trained, and pictures, are given. Metadata come before the text.
+    """
+    if evaluation is not None:
+        write_results(folder, evaluation)
+    description = read_description(folder)
     algorithm = description["algorithm"]
     versions = ", ".join(f"{name} {version}" for name, version in description["versions"].items())
     sections = [
@@ -123,7 +100,26 @@ def model_card(
         f"## Details\n\nTrained for {description['num_timesteps']:,} steps. Uploaded with {versions}.",
         CITATION,
     ]
-    return "\n\n".join(filter(None, sections)) + "\n"
+    (folder / CARD).write_text("\n\n".join(filter(None, sections)) + "\n", encoding="utf-8")
+    # What the Hub and its leaderboards read of a model card, in the form that huggingface_sb3 gives it
+    tags = ["deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3"]
+    tags += ["sb3-dapo", "divergence-augmented-policy-optimization"]
+    data: dict[str, Any] = {"library_name": "stable-baselines3", "tags": [env_id, *tags] if env_id else tags}
+    if env_id is not None and evaluation is not None:
+        data |= client().metadata_eval_result(
+            model_pretty_name=algorithm,
+            task_pretty_name="reinforcement-learning",
+            task_id="reinforcement-learning",
+            metrics_pretty_name="mean_reward",
+            metrics_id="mean_reward",
+            metrics_value=f"{evaluation.scores.mean():.2f} +/- {evaluation.scores.std():.2f}",
+            dataset_pretty_name=env_id,
+            dataset_id=env_id,
+        )
+    client().metadata_save(folder / CARD, data)
+
+
+# --- text ---------------------------------------------------------------------------------------------
 
 
 def score_section(evaluation: Evaluation | None) -> str:

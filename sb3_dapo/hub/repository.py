@@ -38,12 +38,10 @@ def client() -> Any:
         raise ModuleNotFoundError(message, name=error.name) from error
 
 
-def upload(api: Any, repo_id: str, folder: Path, commit_message: str) -> Any:
+def upload(api: Any, repo_id: str, folder: Path, message: str) -> Any:
     """Upload by the Hub's client what a repository shall hold, and return what it says of the commit."""
     patterns = [*GENERATED, f"{repo_id.split('/')[-1]}/*"]
-    return api.upload_folder(
-        repo_id=repo_id, folder_path=folder, commit_message=commit_message, delete_patterns=patterns
-    )
+    return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=patterns)
 
 
 @contextmanager
@@ -56,11 +54,7 @@ def copied_export(folder: Path, repo_id: str) -> Iterator[Path]:
             f"machine, pass `trust_pickle=True`"
         )
     with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary, EXPORT)
-        copy.mkdir()
-        for name in EXPORT_FILES:
-            if (folder / EXPORT / name).is_file():
-                shutil.copyfile(folder / EXPORT / name, copy / name)
+        copy = shutil.copytree(folder / EXPORT, Path(temporary, EXPORT))
         try:
             yield copy
         except ExportError as error:

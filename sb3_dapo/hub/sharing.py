@@ -7,6 +7,8 @@ its author; SB3's zip file and ``vec_normalize.pkl`` for those who do; and a mod
 
 import pickle
 import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -70,27 +72,28 @@ class HubModel(Exportable):
             repo_id = f"{api.whoami()['name']}/{repo_id}"
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            self.export(folder / EXPORT)
-            self.save(folder / f"{repo_id.split('/')[-1]}.zip")
-            vec_normalize = self.get_vec_normalize_env()
-            if vec_normalize is not None:
-                vec_normalize.save(str(folder / STATISTICS_PICKLE))
-
+            self._write_files(folder, f"{repo_id.split('/')[-1]}.zip")
             evaluation, env_id = None, self._env_id()
             if eval_env is not None:
                 env = vectorized(eval_env)
                 evaluation = evaluate(self, env, folder / EXPORT, n_eval_episodes, deterministic)
-                card.write_results(folder, evaluation)
                 env_id = repository.find_env_id(env) or env_id
             description = repository.read_description(folder)
-            code = program(type(self), repo_id, env_id, folder)
+            code = program(type(self), repo_id, find_playable(type(self), env_id, folder))
             usage = card.python_section(description, code, env_id, *self.extras)
-            text = card.model_card(description, env_id, evaluation, usage, card.settings_section(description))
-            card.write_card(folder, text, env_id, evaluation)
+            card.write_card(folder, env_id, evaluation, usage, card.settings_section(description))
             # Whatever can fail on this machine has not failed
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             repository.upload(api, url.repo_id, folder, message)
         return str(url)
+
+    def _write_files(self, folder: Path, zip_name: str) -> None:
+        """Write what a repository holds of the model itself."""
+        self.export(folder / EXPORT)
+        self.save(folder / zip_name)
+        vec_normalize = self.get_vec_normalize_env()
+        if vec_normalize is not None:
+            vec_normalize.save(str(folder / STATISTICS_PICKLE))
 
     @classmethod
     def from_pretrained(
@@ -143,15 +146,14 @@ class HubModel(Exportable):
                 f"with `trust_pickle=True`, `repo_id` must name a repository with one zip file of a model, got "
                 f"{repo_id!r}, which has {names or 'none'}"
             )
-        venv, vec_normalize = None if env is None else vectorized(env), None
+        venv = None if env is None else vectorized(env)
         if (folder / STATISTICS_PICKLE).is_file() and (venv is None or not is_vecenv_wrapped(venv, VecNormalize)):
             vec_normalize = pickle.loads((folder / STATISTICS_PICKLE).read_bytes())
             vec_normalize.training = False
+            kwargs["_vec_normalize_env"] = vec_normalize
             if venv is not None:
                 vec_normalize.set_venv(venv)
                 venv = vec_normalize
-        if venv is None:
-            kwargs["_vec_normalize_env"] = vec_normalize
         return cls.load(folder / names[0], env=venv, **kwargs)
 
     def predictor_for(self, env: VecEnv) -> Any:
@@ -188,21 +190,29 @@ def evaluate(model: HubModel, env: VecEnv, exported: Path, n_episodes: int, dete
     return card.Evaluation(np.array(scores), deterministic, protocol)
 
 
-def program(cls: type[HubModel], repo_id: str, env_id: str | None, folder: Path) -> str:
-    """:return: program that loads a model, and plays if that needs the environment's name alone, which is tried here"""
+def find_playable(cls: type[HubModel], env_id: str | None, folder: Path) -> str:
+    """:return: code of an environment that needs its name alone, which is tried with an exported model; or nothing"""
+    if repository.entry_point(env_id).startswith("gymnasium.") and cls.predictor_for is HubModel.predictor_for:
+        with suppress(ValueError, gym.error.Error):  # it has wrappers that change its spaces
+            cls.load_exported(folder / EXPORT, env_id, device="cpu")
+            return f'"{env_id}"'
+    return ""
+
+
+def program(
+    cls: type, repo_id: str, env: str = "", setup: str = "", imports: Iterable[str] = (), deterministic: bool = True
+) -> str:
+    """:return: program that loads a model, and plays if there is code of an environment, after what sets it up"""
     name, package = cls.__name__, cls.__module__.partition(".")[0]
     is_public = getattr(import_module(package), name, None) is cls
-    own_import = f"from {package if is_public else cls.__module__} import {name}"
-    imports, env, play = "", "", "print(model.observation_space, model.action_space)"
-    is_playable = cls.predictor_for is HubModel.predictor_for
-    if repository.entry_point(env_id).startswith("gymnasium.") and is_playable:
-        try:
-            cls.load_exported(folder / EXPORT, env_id, device="cpu")
-        except (ValueError, gym.error.Error):
-            pass  # it has wrappers that change its spaces
-        else:
-            imports = "from stable_baselines3.common.evaluation import evaluate_policy\n\n"
-            env = f', env="{env_id}"'
-            play = "mean_reward, std_reward = evaluate_policy(model, model.get_env())\n"
-            play += 'print(f"{mean_reward:.2f} +/- {std_reward:.2f}")'
-    return f'{imports}{own_import}\n\nmodel = {name}.from_pretrained("{repo_id}"{env})\n{play}'
+    imports = [f"from {package if is_public else cls.__module__} import {name}", *imports]
+    if not env:
+        use = f'model = {name}.from_pretrained("{repo_id}")\nprint(model.observation_space, model.action_space)'
+    else:
+        imports.append("from stable_baselines3.common.evaluation import evaluate_policy")
+        arguments = "model, model.get_env()" if deterministic else "model, model.get_env(), deterministic=False"
+        use = f"""\
+{setup}model = {name}.from_pretrained("{repo_id}", env={env})
+mean_reward, std_reward = evaluate_policy({arguments})
+print(f"{{mean_reward:.2f}} +/- {{std_reward:.2f}}")"""
+    return "\n".join([*sorted(imports), "", use])

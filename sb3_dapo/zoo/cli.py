@@ -24,20 +24,17 @@ __all__ = ["COMMANDS", "Command", "build_parser", "main"]  # where they were bef
 
 # Packages whose errors, before training begins, say what is wrong with the arguments
 REFUSING = {"sb3_dapo", "rl_zoo3", "stable_baselines3", "gymnasium"}
+REFUSALS = (ValueError, FileNotFoundError, ConnectionError, AssertionError, gym.error.Error)
 
 
 def is_refusal(error: Exception) -> bool:
     """Whether we, or a library, refuse what was asked for, and say why: not in training nor in the user's own code."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
-    is_told = (
-        isinstance(error, (ValueError, FileNotFoundError, ConnectionError, AssertionError, gym.error.Error))
-        and str(error) != ""
-    )
     # "__main__" is a script of the Zoo
     is_ours = packages[-1] in REFUSING and set(packages) <= REFUSING | sys.stdlib_module_names | {"__main__"}
     is_training = ExperimentManager.learn.__code__ in [frame.f_code for frame in frames]
-    return is_told and is_ours and not is_training
+    return isinstance(error, REFUSALS) and str(error) != "" and is_ours and not is_training
 
 
 @contextmanager
@@ -73,21 +70,16 @@ def enjoy() -> None:
     has_display = not sys.platform.startswith("linux") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
     if not has_display and not {"--no-render", "-h", "--help"} & set(sys.argv):
         print("There is no display to watch on: 'sb3-dapo record-video' writes a video, --no-render only prints scores")
-    parsed = argparse.Namespace()
-
-    class EnjoyParser(RunParser):
-        def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-            return super().parse_args(args, parsed)
+    parser = RunParser()
 
     def create_test_env(env_id: str, **kwargs: Any) -> VecEnv:
-        own = {"model_path": getattr(parsed, "model_path", None), "norm_reward": parsed.norm_reward}
-        env = make_env(env_id, **kwargs, **own)
-        algo_class = ALGOS[parsed.algo]
-        loader: Any = SimpleNamespace(load=lambda *args, **kwargs: player(algo_class.load(*args, **kwargs), env))
-        rl_zoo3.enjoy.ALGOS = {**ALGOS, parsed.algo: loader}
+        algo, model_path = parser.parsed.algo, getattr(parser.parsed, "model_path", None)
+        env = make_env(env_id, **kwargs, model_path=model_path, norm_reward=parser.parsed.norm_reward)
+        loader: Any = SimpleNamespace(load=lambda *args, **kwargs: player(ALGOS[algo].load(*args, **kwargs), env))
+        rl_zoo3.enjoy.ALGOS = {**ALGOS, algo: loader}
         return env
 
-    with replaced_parser(rl_zoo3.enjoy, EnjoyParser):
+    with replaced_parser(rl_zoo3.enjoy, lambda: parser):
         with replaced(rl_zoo3.enjoy, create_test_env=create_test_env, ALGOS=ALGOS):
             rl_zoo3.enjoy.enjoy()
 

@@ -2,6 +2,7 @@
 
 import argparse
 from itertools import combinations
+from math import ceil
 from pathlib import Path
 from textwrap import wrap
 
@@ -28,7 +29,7 @@ def compare() -> None:
     folder = Path(args.folder)
     algos = args.algos or sorted(path.name for path in folder.glob("*") if path.is_dir())
     width = min(len(args.env), 3)
-    height = -(-len(args.env) // width)
+    height = ceil(len(args.env) / width)
     figure = Figure(figsize=(6.5 * width, 4.5 * height), layout="constrained")
     all_axes = figure.subplots(height, width, squeeze=False).flat
     for axes in all_axes[len(args.env) :]:

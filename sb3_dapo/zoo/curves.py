@@ -65,31 +65,28 @@ class Group(NamedTuple):
 def runs_by_settings(folder: Path, env: EnvironmentName, file: str) -> list[Group]:
     """An algorithm's runs that have a file, with those together that differ in nothing but their seeds."""
     groups: list[Group] = []
-    for run in numbered_runs(folder, env).values():
+    for run in [run for run in numbered_runs(folder, env).values() if (run / file).is_file()]:
         args = read_saved(run, env, "args")
-        of_run = {name: args.get(name) for name in ("n_timesteps", "env_kwargs", "actors")}
-        of_run = {name: value for name, value in of_run.items() if value not in (-1, None, {})}
-        settings = read_saved(run, env, "config") | of_run
-        if not (run / file).is_file():
-            continue
-        for group in groups:
-            if group.settings == settings:
-                group.runs.append(run)
-                break
-        else:
-            named = {name: args[name] for name in ("preset", "conf_file") if args.get(name) is not None}
-            groups.append(Group(settings, named | of_run | (args.get("hyperparams") or {}), [run]))
+        given = {name: args.get(name) for name in ("n_timesteps", "env_kwargs", "actors")}
+        given = {name: value for name, value in given.items() if value not in (-1, None, {})}
+        settings = read_saved(run, env, "config") | given
+        group = next((group for group in groups if group.settings == settings), None)
+        if group is None:
+            given |= {name: args[name] for name in ("preset", "conf_file") if args.get(name) is not None}
+            group = Group(settings, given | (args.get("hyperparams") or {}), [])
+            groups.append(group)
+        group.runs.append(run)
     return [group._replace(runs=without_repeated(group.runs, env)) for group in groups]
 
 
 def without_repeated(runs: list[Path], env: EnvironmentName) -> list[Path]:
     """Runs without those that a later one repeats with the same seed, which are no evidence of their own, and told."""
-    last: dict[Any, Path] = {}
-    for run in sorted(runs, key=lambda run: (run / f"{env}.zip").is_file()):  # one that is finished counts as later
-        last[read_saved(run, env, "args").get("seed", run)] = run
-    for run in [run for run in runs if run not in last.values()]:
-        print(f"Leaving out {run}: another run has its seed")
-    return [run for run in runs if run in last.values()]
+    in_order = sorted(runs, key=lambda run: (run / f"{env}.zip").is_file())  # one that is finished counts as later
+    last = {read_saved(run, env, "args").get("seed", run): run for run in in_order}.values()
+    for run in runs:
+        if run not in last:
+            print(f"Leaving out {run}: another run has its seed")
+    return [run for run in runs if run in last]
 
 
 def read_curves(folder: Path, algos: Iterable[str], env: EnvironmentName) -> list[Curve]:
@@ -97,16 +94,12 @@ def read_curves(folder: Path, algos: Iterable[str], env: EnvironmentName) -> lis
     curves = []
     for algo in algos:
         groups = runs_by_settings(folder / algo, env, EVALUATIONS)
-        for name, group in zip(names(groups), groups, strict=True):
+        names = differences([group.given for group in groups])
+        if len(set(map(tuple, names))) < len(groups):  # in what was given on the command line some are the same
+            names = differences([group.settings for group in groups])
+        for name, group in zip(names, groups, strict=True):
             curves.append(read_curve(", ".join([algo.upper(), *name]), group.runs))
     return curves
-
-
-def names(groups: Sequence[Group]) -> list[list[str]]:
-    """In what groups differ, of what was given on the command line; where that is the same, of all settings."""
-    found = differences([group.given for group in groups])
-    distinct = len(set(map(tuple, found))) == len(groups)
-    return found if distinct else differences([group.settings for group in groups])
 
 
 def differences(all_settings: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -121,7 +114,7 @@ def read_curve(label: str, runs: list[Path]) -> Curve:
     logs = {run: np.load(run / EVALUATIONS) for run in runs}
     steps = max((log["timesteps"] for log in logs.values()), key=len)
     used = [run for run, log in logs.items() if np.array_equal(log["timesteps"], steps)]
-    for run in [run for run in runs if run not in used]:
+    for run in sorted(set(runs) - set(used)):
         print(f"Leaving out {run}: {len(logs[run]['timesteps'])} evaluations, where others have {len(steps)}")
     return Curve(label, steps.astype(float), np.stack([logs[run]["results"].mean(axis=1) for run in used]))
 
@@ -153,9 +146,8 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], lines: Mapping[str, float])
 
 def number(value: float) -> str:
     """A score for people: as many digits as are worth reading."""
-    return (
-        f"{value:,.0f}" if abs(value) >= 1000 or value == 0 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}"
-    )
+    digits = 0 if abs(value) >= 1000 or value == 0 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}"
 
 
 def within_reach(curves: Sequence[Curve], lines: Mapping[str, float]) -> dict[str, float]:
@@ -175,7 +167,8 @@ def text_curves(curves: Sequence[Curve], lines: Mapping[str, float]) -> str:
     last = max(curve.steps[-1] for curve in curves)
     grid = [[" "] * WIDTH for _ in range(HEIGHT)]
     margin = {0: number(high), HEIGHT - 1: number(low)}
-    names = dict.fromkeys(range(HEIGHT), "")
+    names = [""] * HEIGHT  # of lines
+    marked = list(zip(MARKERS, curves, strict=False))
 
     def row(value: float) -> int:
         return round((high - value) / ((high - low) or 1.0) * (HEIGHT - 1))
@@ -185,7 +178,7 @@ def text_curves(curves: Sequence[Curve], lines: Mapping[str, float]) -> str:
         names[row(value)] += f" {name}"
         margin[row(value)] = number(value)
     columns = np.linspace(0, last, WIDTH)
-    for marker, curve in reversed(list(zip(MARKERS, curves, strict=False))):
+    for marker, curve in reversed(marked):
         for column, value in enumerate(np.interp(columns, curve.steps, curve.mean)):
             if curve.steps[0] <= columns[column] <= curve.steps[-1]:
                 grid[row(value)][column] = "."
@@ -194,6 +187,6 @@ def text_curves(curves: Sequence[Curve], lines: Mapping[str, float]) -> str:
     width = max(map(len, margin.values()))
     text = [f"{margin.get(i, ''):>{width}} |{''.join(cells)}{names[i]}" for i, cells in enumerate(grid)]
     text += [f"{'':{width}} +{'-' * WIDTH}", f"{'':{width}}  0{f'{last:,.0f} steps':>{WIDTH - 1}}"]
-    legend = [f"{marker} {curve.label}" for marker, curve in zip(MARKERS, curves, strict=False)]
+    legend = [f"{marker} {curve.label}" for marker, curve in marked]
     rows = legend if len("   ".join(legend)) > WIDTH else ["   ".join(legend)]
     return "\n".join([*text, *(f"{'':{width}}  {row}" for row in rows)])

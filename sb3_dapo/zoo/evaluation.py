@@ -4,7 +4,6 @@ import argparse
 import os
 from contextlib import redirect_stdout
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from huggingface_sb3 import EnvironmentName
-from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
+from rl_zoo3.utils import ALGOS, create_test_env
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -24,16 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from sb3_dapo import DAPO
 from sb3_dapo.maskable.acting import choice_sizes
 from sb3_dapo.zoo.exp_manager import ExperimentManager, native_kwargs, read_statistics
-from sb3_dapo.zoo.parsers import (
-    BEST_MODEL,
-    CHECKPOINT_PREFIX,
-    add_env_arguments,
-    algo_options,
-    check_env,
-    checkpoint_steps,
-    positive,
-    read_saved,
-)
+from sb3_dapo.zoo.parsers import add_env_arguments, algo_options, check_env, positive, read_saved
 
 # Constant actions are tried where there are not more of them. Who does nothing may lose nothing: their games count as
 # they stand after so many steps
@@ -42,51 +32,37 @@ MAX_CONSTANTS, MAX_CONSTANT_STEPS = 18, 5000
 Scores = npt.NDArray[np.float64]  # (n_episodes,)
 
 
-@dataclass(frozen=True)
 class Agent:
-    """A trained agent, and what its run left."""
+    """
+    A trained agent, and what its run left. The global random generators are seeded.
 
-    env: EnvironmentName
-    algo: str  # its name in the Zoo
-    algo_class: type[BaseAlgorithm]
-    folder: Path  # of the run
-    model_path: Path
-    config: dict[str, Any]  # hyperparameters as they were given
-    hyperparams: dict[str, Any]  # hyperparameters as the Zoo reads them for a test
-    train_args: dict[str, Any]  # of the command that trained
-    env_kwargs: dict[str, Any]  # those given to this command included
-    is_deterministic: bool  # whether it shall play its most likely actions
+    :param args: arguments of `agent_parser`
+    """
 
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> "Agent":
-        """The agent that the arguments of `agent_parser` name. The global random generators are seeded."""
+    def __init__(self, args: argparse.Namespace) -> None:
         set_random_seed(args.seed)
-        env, folder = args.env, args.run_path
-        hyperparams, _ = get_saved_hyperparams(str(folder / env), test_mode=True)
-        hyperparams.pop("env_kwargs", None)
-        config, train_args = read_saved(folder, env, "config"), read_saved(folder, env, "args")
-        env_kwargs = {**(train_args.get("env_kwargs") or config.get("env_kwargs") or {}), **args.env_kwargs}
-        is_stochastic = ExperimentManager.is_atari(env.gym_id) or ExperimentManager.is_minigrid(env.gym_id)
-        is_deterministic = not args.stochastic and (args.deterministic or not is_stochastic)
-        run = (folder, args.model_path, config, hyperparams, train_args)
-        return cls(env, args.algo, ALGOS[args.algo], *run, env_kwargs, is_deterministic)
+        self.args = args
+        self.env: EnvironmentName = args.env
+        self.algo: str = args.algo
+        self.algo_class = ALGOS[args.algo]
+        self.folder: Path = args.run_path
+        self.model_path: Path = args.model_path
+        self.config = read_saved(self.folder, self.env, "config")  # hyperparameters as they were given
+        self.hyperparams = {name: value for name, value in self.config.items() if name != "env_kwargs"}
+        self.train_args = read_saved(self.folder, self.env, "args")  # of the command that trained
+        env_kwargs = self.train_args.get("env_kwargs") or self.config.get("env_kwargs") or {}
+        self.env_kwargs: dict[str, Any] = {**env_kwargs, **args.env_kwargs}
+        # Whether it shall play its most likely actions
+        is_stochastic = ExperimentManager.is_atari(self.env.gym_id) or ExperimentManager.is_minigrid(self.env.gym_id)
+        self.is_deterministic: bool = not args.stochastic and (args.deterministic or not is_stochastic)
 
-    @property
-    def kind(self) -> tuple[str, str]:
-        """How its videos are named, and the option that names it."""
-        if self.model_path.name == BEST_MODEL:
-            return "best-model", " --load-best"
-        if not self.model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
-            return "final-model", ""
-        steps = checkpoint_steps(self.model_path)
-        return f"checkpoint-{steps}", f" --load-checkpoint {steps}"
-
-    def make_env(self, args: argparse.Namespace, **env_kwargs: Any) -> VecEnv:
+    def make_env(self, **env_kwargs: Any) -> VecEnv:
         """The environment that it was trained in, with the statistics of `VecNormalize` that belong to it."""
-        settings = (self.env.gym_id, self.hyperparams, {**self.env_kwargs, **env_kwargs}, args.n_envs, args.seed)
-        return make_env(*settings, str(self.folder / self.env), model_path=self.model_path)
+        settings = (self.env.gym_id, self.hyperparams, {**self.env_kwargs, **env_kwargs})
+        stats_path = str(self.folder / self.env)
+        return make_env(*settings, self.args.n_envs, self.args.seed, stats_path, model_path=self.model_path)
 
-    def load(self, args: argparse.Namespace, env: VecEnv) -> BaseAlgorithm:
+    def load(self, env: VecEnv) -> BaseAlgorithm:
         """Its model, to play in `env`."""
         kwargs: dict[str, Any] = {"_vec_normalize_env": unwrap_vec_normalize(env)}
         if issubclass(self.algo_class, OffPolicyAlgorithm):  # nothing is learned, so nothing is kept
@@ -94,7 +70,7 @@ class Agent:
             if "HerReplayBuffer" in str(self.hyperparams.get("replay_buffer_class")):
                 kwargs["env"] = env
         # Otherwise without it, as a model may be bound to the kind of environment that it was trained in
-        return self.algo_class.load(self.model_path, seed=args.seed, device=args.device, **kwargs)
+        return self.algo_class.load(self.model_path, seed=self.args.seed, device=self.args.device, **kwargs)
 
 
 def make_env(
@@ -124,10 +100,8 @@ def make_env(
     env = create_test_env(env_id, n_envs, None, seed, hyperparams=deepcopy(hyperparams), **kwargs)
     if stats_path is not None and hyperparams.get("normalize"):
         print("Loading running average")
-        statistics = read_statistics(Path(stats_path), model_path)
-        statistics.set_venv(env)
+        env = statistics = read_statistics(env, Path(stats_path), model_path)
         statistics.training, statistics.norm_reward = False, norm_reward
-        env = statistics
     if stats_path is not None and hyperparams.get("frame_stack"):
         env = VecFrameStack(env, hyperparams["frame_stack"])
     return env
@@ -166,11 +140,6 @@ def evaluate(model: PolicyPredictor, env: VecEnv, n_episodes: int, deterministic
     return np.array(scores)
 
 
-def summary(scores: Scores) -> str:
-    """Mean, standard deviation and number of games."""
-    return f"{scores.mean():.2f} +/- {scores.std():.2f} ({len(scores)} episodes)"
-
-
 def random() -> None:
     """The command `sb3-dapo random`."""
     text = "Score of a uniform random policy over whole games, under the same wrappers as `enjoy`."
@@ -186,7 +155,7 @@ def random() -> None:
     hyperparams = read_hyperparameters(args.algo, env_id, args.conf_file)
     env_kwargs = {**hyperparams.pop("env_kwargs", {}), **args.env_kwargs}
     scores = random_scores(env_id, hyperparams, env_kwargs, args.n_envs, args.seed, args.n_episodes)
-    print(f"Random policy on {env_id}: {summary(scores)}")
+    print(f"Random policy on {env_id}: {scores.mean():.2f} +/- {scores.std():.2f} ({len(scores)} episodes)")
 
 
 def read_hyperparameters(algo: str, env_id: str, config: str | None) -> dict[str, Any]:

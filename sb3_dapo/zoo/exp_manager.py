@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import os
-import pickle
 import shutil
 import sys
 import warnings
@@ -21,7 +20,6 @@ import rl_zoo3.exp_manager
 import yaml
 from rl_zoo3.callbacks import SaveVecNormalizeCallback
 from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
-from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
@@ -29,7 +27,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from sb3_dapo.arguments import SCHEDULED, arguments_of
+from sb3_dapo.arguments import SCHEDULED, arguments_of, check_int
 from sb3_dapo.checkpoint import CheckpointCallback, latest_checkpoint, learn_until, vec_normalize_of
 from sb3_dapo.panels import TensorBoardPanels
 from sb3_dapo.presets import PRESETS, kind_of, parse_schedule
@@ -46,6 +44,7 @@ from sb3_dapo.zoo.registration import CONF_FILES
 
 # Arguments that the Zoo gives to every algorithm itself
 GIVEN = {"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
+ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
 # Arguments of AtariWrapper, and of the environment, that AtariVecEnv has too
 NATIVE_WRAPPER_KWARGS = {"noop_max", "frame_skip", "screen_size", "terminal_on_life_loss", "clip_reward"}
 NATIVE_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
@@ -91,14 +90,17 @@ def check_keywords(algo_class: type, names: set[str], source: str) -> None:
         raise ValueError(f"{algo_class.__name__} has no hyperparameter {name!r} (in {source}); {hint}")
 
 
+def wrappers_of(hyperparams: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+    """Names, or classes, and arguments of the wrappers in hyperparameters."""
+    wrappers = hyperparams.get("env_wrapper") or []
+    listed = wrappers if isinstance(wrappers, list) else [wrappers]
+    return [next(iter(wrapper.items())) if isinstance(wrapper, dict) else (wrapper, {}) for wrapper in listed]
+
+
 def atari_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any] | None:
     """Arguments of SB3's `AtariWrapper` if hyperparameters name no other wrapper, otherwise None."""
-    wrappers = hyperparams.get("env_wrapper")
-    wrapper = wrappers[0] if isinstance(wrappers, list) and len(wrappers) == 1 else wrappers
-    kwargs: dict[str, Any] = {}
-    if isinstance(wrapper, dict) and len(wrapper) == 1:
-        ((wrapper, kwargs),) = wrapper.items()
-    return kwargs if wrapper == f"{AtariWrapper.__module__}.{AtariWrapper.__name__}" else None
+    wrappers = wrappers_of(hyperparams)
+    return wrappers[0][1] if [name for name, _ in wrappers] == [ATARI_WRAPPER] else None
 
 
 def native_kwargs(env_id: str, hyperparams: dict[str, Any], env_kwargs: set[str]) -> dict[str, Any] | None:
@@ -115,10 +117,10 @@ def native_kwargs(env_id: str, hyperparams: dict[str, Any], env_kwargs: set[str]
 def changes(algo_class: type, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Hyperparameters that a resumed run gets others of. They are printed, or refused if they cannot change."""
     defaults = {"n_envs": 1, **{name: argument.default for name, argument in arguments_of(algo_class).items()}}
-    pairs = {name: (old.get(name, defaults.get(name)), new.get(name, defaults.get(name))) for name in {*old, *new}}
-    changed = sorted(name for name, (before, after) in pairs.items() if before != after)
+    old, new = defaults | old, defaults | new
+    changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     for name in changed:
-        before, after = pairs[name]
+        before, after = old.get(name), new.get(name)
         if name in FIXED_BY_CHECKPOINT:
             needed = f"it must be {before!r}, got {after!r}"
             raise ValueError(f"`{name}` cannot change with `--resume`, as the checkpoint depends on it: {needed}")
@@ -140,31 +142,29 @@ def read_tensorboard_path(run_path: str | Path) -> str:
 
 def episode_of(info: Any) -> tuple[Any, Any] | None:
     """Score and length of the episode that ended, None if none did: some simulators send entries of their own."""
-    episode = info.get("episode") if isinstance(info, dict) else None
     try:
-        return (np.asarray(episode["r"]).item(), np.asarray(episode["l"]).item())  # type: ignore[index]
+        return (np.asarray(info["episode"]["r"]).item(), np.asarray(info["episode"]["l"]).item())
     except (IndexError, KeyError, TypeError, ValueError):
         return None
 
 
-def read_statistics(folder: Path, model_path: Path | None) -> VecNormalize:
-    """`VecNormalize` as it was when a model of a run was saved, by default the last one."""
-    path = folder / "vecnormalize.pkl"  # of the end; of the best model until then
-    if model_path is not None and model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
-        statistics = vec_normalize_of(model_path)
+def read_statistics(env: VecEnv, folder: Path, model_path: Path | None) -> VecNormalize:
+    """An environment in `VecNormalize` as it was when a model of a run was saved, by default the last one."""
+    own = path = folder / "vecnormalize.pkl"  # of the end; of the best model until then
+    if model_path is not None and model_path.name == BEST_MODEL:
+        own = folder / BEST_STATISTICS
+    elif model_path is not None and model_path.name.startswith(f"{CHECKPOINT_PREFIX}_"):
+        statistics = vec_normalize_of(model_path, env)
         if statistics is not None:
             return statistics
         # What SB3 writes beside its checkpoints, for the Zoo's other algorithms
         own = model_path.with_name(f"{CHECKPOINT_PREFIX}_vecnormalize_{checkpoint_steps(model_path)}_steps.pkl")
-    else:
-        own = folder / BEST_STATISTICS if model_path is not None and model_path.name == BEST_MODEL else path
     if not own.is_file() and path.is_file():
         warnings.warn(f"{model_path} has no statistics of VecNormalize, those of {path} are used", stacklevel=2)
         own = path
     if not own.is_file():
         raise ValueError(f"there are no statistics of VecNormalize for {model_path}: {own} does not exist")
-    read: VecNormalize = pickle.loads(own.read_bytes())
-    return read
+    return VecNormalize.load(str(own), env)
 
 
 def create_in_actor(manager: "ExperimentManager", n_envs: int, seed: int) -> VecEnv:
@@ -301,9 +301,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         except KeyError as error:
             raise ValueError(f"{self.config} has no entry {error}, which {self.env_name.gym_id} needs") from error
 
-    def load_trial(
-        self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True
-    ) -> dict[str, Any]:
+    def load_trial(self, storage: str, study_name: str, trial_id: Any = None, convert: bool = True) -> dict[str, Any]:
         """The Zoo's, for trial 0 too."""
         try:
             return super().load_trial(storage, study_name, None if trial_id is None else int(trial_id), convert)
@@ -334,9 +332,8 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if self.is_own_algo and save_freq > 0:
             # Actors that are not waited for have no run to equal, and need not begin anew
             is_async = getattr(self.args, "actors", None) and not vars(self.args).get("sync")
-            kept: dict[str, Any] = {"keep_last": None, "name_prefix": CHECKPOINT_PREFIX}
-            kept["reset_envs"] = False if is_async else None
-            self.callbacks.append(CheckpointCallback(save_freq, self.save_path, **kept))
+            reset_envs = False if is_async else None
+            self.callbacks.append(CheckpointCallback(save_freq, self.save_path, None, CHECKPOINT_PREFIX, reset_envs))
         for callback in self.callbacks:
             if isinstance(callback, SB3CheckpointCallback):
                 callback.save_vecnormalize = True
@@ -375,9 +372,7 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             raise
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-        n_envs = hyperparams.get("n_envs", 1)
-        if not isinstance(n_envs, int) or n_envs < 1:
-            raise ValueError(f"`n_envs` must be an integer of at least 1, got {n_envs!r}")
+        check_int("n_envs", hyperparams.get("n_envs", 1), 1)
         given, wrapper_kwargs = dict(hyperparams), atari_wrapper_kwargs(hyperparams)
         # The Zoo alone would pass the text of the divergence's coefficient on as it is
         names = [name for name in SCHEDULED if self.is_own_algo and isinstance(hyperparams.get(name), str)]
@@ -403,10 +398,10 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         env_id = self.env_name.gym_id
         kwargs = {"frameskip": 1, "repeat_action_probability": 0.0, **gym.spec(env_id).kwargs, **self.env_kwargs}
         if kwargs["frameskip"] != 1:
-            made_for = no_frameskip_id(env_id) or "NoFrameskip-v4 games"
             skips = ", ".join(f"{name}={kwargs[name]}" for name in ("frameskip", "repeat_action_probability"))
-            warning = f"{env_id} skips frames itself ({skips}) and AtariWrapper skips frames again. The hyperparameters"
-            print(f"Warning: {warning} are made for {made_for}", file=sys.stderr)
+            warning = f"Warning: {env_id} skips frames itself ({skips}) and AtariWrapper skips frames again"
+            made_for = no_frameskip_id(env_id) or "NoFrameskip-v4 games"
+            print(f"{warning}. The hyperparameters are made for {made_for}", file=sys.stderr)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """The Zoo's, with all wrappers, or an AtariVecEnv."""
@@ -444,11 +439,10 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             return super()._maybe_normalize(env, eval_env)
         agent = Path(self.trained_agent)
         try:
-            statistics = read_statistics(agent.parent / self.env_name, agent)
+            statistics = read_statistics(env, agent.parent / self.env_name, agent)
         except ValueError as error:
             warnings.warn(f"{error}. They begin anew", stacklevel=2)
             return super()._maybe_normalize(env, eval_env)
-        statistics.set_venv(env)
         statistics.training = not eval_env
         statistics.norm_reward = statistics.norm_reward and not eval_env
         return statistics

@@ -18,9 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from huggingface_sb3 import ModelName, ModelRepoId
 from huggingface_sb3.load_from_hub import strtobool
 from requests import RequestException
-from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_dapo import DAPO
 from sb3_dapo.cli import DEFAULT_ALGO
 from sb3_dapo.hub import card, repository
 from sb3_dapo.hub.card import Evaluation
@@ -60,7 +58,7 @@ def push_to_hub() -> None:
     args = parser.parse_args()
     if args.num_threads > 0:
         th.set_num_threads(args.num_threads)
-    agent = Agent.of(args)
+    agent = Agent(args)
     if not agent.config or not agent.train_args:
         raise ValueError(f"{agent.folder / agent.env} must hold config.yml and args.yml, which are uploaded too")
     repo_id = ModelRepoId(args.organization, args.repo_name or ModelName(args.algo, args.env))
@@ -68,7 +66,7 @@ def push_to_hub() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         # All of it before the repository is created: what fails leaves none behind
         folder = Path(temporary)
-        write_agent(folder, agent, repo_id, args)
+        write_agent(folder, agent, repo_id)
         try:
             api = HfApi()
             url = api.create_repo(repo_id, private=False, exist_ok=True)
@@ -83,92 +81,71 @@ def push_to_hub() -> None:
     print(f"Your model is pushed to the hub. You can view your model here: {url}")
 
 
-def write_agent(folder: Path, agent: Agent, repo_id: ModelRepoId, args: argparse.Namespace) -> None:
+def write_agent(folder: Path, agent: Agent, repo_id: ModelRepoId) -> None:
     """Write into a folder what the repository shall hold: the Zoo's files and ours."""
-    env = agent.make_env(args)
-    model: Any = agent.load(args, env)
-    write_zoo_files(folder, agent, model)
-    model.export(folder / repository.EXPORT)
+    args, env = agent.args, agent.make_env()
+    model: Any = agent.load(env)
+    model._write_files(folder, ModelName(agent.algo, agent.env).filename)
+    write_zoo_files(folder, agent)
     env_id = agent.env.gym_id
     scores = evaluate(model, env, args.eval_episodes, agent.is_deterministic)
     random = random_scores(env_id, agent.hyperparams, agent.env_kwargs, args.n_envs, args.seed, args.eval_episodes)
     protocol = PROTOCOL.format(seed=args.seed, n_envs=args.n_envs, s="s" if args.n_envs > 1 else "")
     evaluation = Evaluation(scores, agent.is_deterministic, protocol, random)
-    card.write_results(folder, evaluation)
-    curve = own_curve(agent)
+    curve, figures = own_curve(agent), ""
     if curve is not None:
         title, lines = f"{agent.algo_class.__name__} on {env_id}", {"random actions": random.mean()}
         save_learning_curve(folder / repository.CURVE, title, curve, scores, lines, model.num_timesteps)
+        figures = f"![Learning curve: score over steps, and the random policy's]({repository.CURVE})"
     if not args.no_render:
         try:
-            recorded = agent.make_env(args, render_mode="rgb_array")
-            record(agent, model, recorded, folder / "videos", args.n_timesteps).replace(folder / repository.VIDEO)
+            video = record(agent, folder / "videos", args.n_timesteps)
         except Exception as error:  # of the environment, moviepy, or ffmpeg
             message = f"no {repository.VIDEO} came of the recording: {error}. With --no-render there will be no video"
             raise RuntimeError(message) from error
+        video.replace(folder / repository.VIDEO)
         shutil.rmtree(folder / "videos")
-    card.write_card(folder, agent_card(agent, repo_id, folder, evaluation), env_id, evaluation)
+    code = agent_program(agent, repo_id)
+    usage = card.python_section(repository.read_description(folder), code, env_id, "zoo")
+    usage += f"\n\n{commands_section(agent, repo_id)}"
+    card.write_card(folder, env_id, evaluation, usage, training_section(agent), figures)
 
 
-def write_zoo_files(folder: Path, agent: Agent, model: BaseAlgorithm) -> None:
-    """Write what RL Zoo uploads, and reads after a download."""
+def write_zoo_files(folder: Path, agent: Agent) -> None:
+    """Write what else RL Zoo uploads, and reads after a download."""
     name = ModelName(agent.algo, agent.env)
-    model.save(folder / name.filename)
-    with zipfile.ZipFile(folder / name.filename) as archive:
-        archive.extractall(folder / name)
-    vec_normalize = model.get_vec_normalize_env()
-    if vec_normalize is not None:
-        vec_normalize.save(str(folder / repository.STATISTICS_PICKLE))
-    for file in repository.CONFIGS:
-        if (agent.folder / agent.env / file).is_file():
-            shutil.copyfile(agent.folder / agent.env / file, folder / file)
+    shutil.unpack_archive(folder / name.filename, folder / name)
+    for file in ("args.yml", "config.yml"):
+        shutil.copy(agent.folder / agent.env / file, folder)
     (folder / "env_kwargs.yml").write_text(yaml.dump(agent.env_kwargs))
     with zipfile.ZipFile(folder / repository.METRICS, "w") as archive:
         for path in [*agent.folder.glob("evaluations.npz"), *agent.folder.glob("*.csv")]:
             archive.write(path, path.name)
 
 
-def agent_card(agent: Agent, repo_id: ModelRepoId, folder: Path, evaluation: Evaluation) -> str:
-    """The model card, without metadata, of an agent whose folder is complete but for that."""
-    env_id, description = agent.env.gym_id, repository.read_description(folder)
-    code = agent_program(agent, repo_id, evaluation.is_deterministic)
-    usage = card.python_section(description, code, env_id, "zoo") + f"\n\n{commands_section(agent, repo_id)}"
-    has_curve = (folder / repository.CURVE).is_file()
-    figures = f"![Learning curve: score over steps, and the random policy's]({repository.CURVE})" if has_curve else ""
-    return card.model_card(description, env_id, evaluation, usage, training_section(agent), figures)
-
-
-def agent_program(agent: Agent, repo_id: str, is_deterministic: bool) -> str:
+def agent_program(agent: Agent, repo_id: str) -> str:
     """Program that loads the agent and plays, in an environment wrapped as in training."""
     env_id, hyperparams = agent.env.gym_id, agent.hyperparams
-    cls: type[DAPO] = agent.algo_class  # type: ignore[assignment]
-    n_stack = hyperparams.get("frame_stack")
+    n_stack, wrapper_kwargs = hyperparams.get("frame_stack"), atari_wrapper_kwargs(hyperparams)
     if hyperparams.get("vec_env_wrapper") or (hyperparams.get("normalize") and n_stack):
-        return program(cls, repo_id, None, Path())
-    imports, arguments = [], [f'"{env_id}"']
-    function, wrapper_kwargs = "make_vec_env", atari_wrapper_kwargs(hyperparams)
-    if wrapper_kwargs is not None:
-        function = "make_atari_env"
-        arguments += [f"wrapper_kwargs={wrapper_kwargs!r}"] if wrapper_kwargs else []
-    elif hyperparams.get("env_wrapper"):
-        imports += ["from rl_zoo3.utils import get_wrapper_class"]
+        return program(agent.algo_class, repo_id)
+    function = "make_vec_env" if wrapper_kwargs is None else "make_atari_env"
+    imports, arguments = [f"from stable_baselines3.common.env_util import {function}"], [f'"{env_id}"']
+    if wrapper_kwargs:
+        arguments.append(f"wrapper_kwargs={wrapper_kwargs!r}")
+    elif wrapper_kwargs is None and hyperparams.get("env_wrapper"):
+        imports.append("from rl_zoo3.utils import get_wrapper_class")
         wrapper = {"env_wrapper": hyperparams["env_wrapper"]}
-        arguments += [f"wrapper_class=get_wrapper_class({wrapper!r})"]
-    arguments += [f"env_kwargs={agent.env_kwargs!r}"] if agent.env_kwargs else []
-    imports += [f"from stable_baselines3.common.env_util import {function}"]
-    imports += ["from stable_baselines3.common.evaluation import evaluate_policy"]
-    imports += ["from stable_baselines3.common.vec_env import VecFrameStack"] if n_stack else []
-    is_registered = repository.entry_point(env_id).startswith("gymnasium.")
-    imports += [""] if is_registered else ["", "import sb3_dapo.zoo  # registers the environments"]
-    module = cls.__module__
-    imports += [f"from {'sb3_dapo' if module.startswith('sb3_dapo.') else module} import {cls.__name__}"]
-    stack = f"env = VecFrameStack(env, n_stack={n_stack})\n" if n_stack else ""
-    return "\n".join(imports) + f"""
-
-env = {function}({', '.join(arguments)})
-{stack}model = {cls.__name__}.from_pretrained("{repo_id}", env=env)
-mean_reward, std_reward = evaluate_policy(model, model.get_env(), deterministic={is_deterministic})
-print(f"{{mean_reward:.2f}} +/- {{std_reward:.2f}}")"""
+        arguments.append(f"wrapper_class=get_wrapper_class({wrapper!r})")
+    if agent.env_kwargs:
+        arguments.append(f"env_kwargs={agent.env_kwargs!r}")
+    setup = f"env = {function}({', '.join(arguments)})\n"
+    if n_stack:
+        imports.append("from stable_baselines3.common.vec_env import VecFrameStack")
+        setup += f"env = VecFrameStack(env, n_stack={n_stack})\n"
+    if not repository.entry_point(env_id).startswith("gymnasium."):
+        imports.append("import sb3_dapo.zoo  # registers the environments")
+    return program(agent.algo_class, repo_id, "env", setup, imports, agent.is_deterministic)
 
 
 def commands_section(agent: Agent, repo_id: ModelRepoId) -> str:

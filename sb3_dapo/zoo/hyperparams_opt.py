@@ -40,12 +40,11 @@ def sample_dapo_lstm_params(*args: Any) -> dict[str, Any]:
     :return: arguments for RecurrentDAPO
     """
     trial: optuna.Trial = args[0]
-    lstm = {
-        "sequence_length": trial.suggest_categorical("sequence_length", [8, 16, 32, 64]),
-        "lstm_hidden_size": trial.suggest_categorical("lstm_hidden_size", [16, 32, 64, 128, 256]),
-        "enable_critic_lstm": trial.suggest_categorical("enable_critic_lstm", [False, True]),
-    }
-    return _with_lstm(sample_dapo_params(*args), **lstm)
+    sample_dapo_params(*args)
+    trial.suggest_categorical("sequence_length", [8, 16, 32, 64])
+    trial.suggest_categorical("lstm_hidden_size", [16, 32, 64, 128, 256])
+    trial.suggest_categorical("enable_critic_lstm", [False, True])
+    return convert_dapo_lstm_params(trial.params)
 
 
 def convert_dapo_lstm_params(sampled: dict[str, Any]) -> dict[str, Any]:
@@ -53,15 +52,9 @@ def convert_dapo_lstm_params(sampled: dict[str, Any]) -> dict[str, Any]:
     :param sampled: parameters of a trial
     :return: arguments for RecurrentDAPO
     """
-    names = ("sequence_length", "lstm_hidden_size", "enable_critic_lstm")
-    others = {name: value for name, value in sampled.items() if name not in names}
-    return _with_lstm(convert_onpolicy_params(others), **{name: sampled[name] for name in names})
-
-
-def _with_lstm(hyperparams: dict[str, Any], sequence_length: int, **policy_kwargs: Any) -> dict[str, Any]:
+    of_policy = {name: sampled[name] for name in ("lstm_hidden_size", "enable_critic_lstm")}
+    hyperparams = convert_onpolicy_params({name: sampled[name] for name in sampled if name not in of_policy})
+    hyperparams["policy_kwargs"] |= of_policy
     # Powers of two, as batch sizes and the steps of a rollout are: the smaller is a factor of the larger
-    return {
-        **hyperparams,
-        "sequence_length": min(sequence_length, hyperparams["batch_size"]),
-        "policy_kwargs": {**hyperparams["policy_kwargs"], **policy_kwargs},
-    }
+    hyperparams["sequence_length"] = min(hyperparams["sequence_length"], hyperparams["batch_size"])
+    return hyperparams

@@ -38,21 +38,21 @@ def find_run(log_path: Path, env_name: str, exp_id: int, file: str, hint: str) -
     stands for anything, -1: `log_path` itself. Refused if there is none, with the hint what to do.
     """
     numbered = numbered_runs(log_path, env_name)
-    runs = list(reversed(numbered.values()))
     if exp_id != 0:
-        runs = [log_path if exp_id < 0 else log_path / f"{env_name}_{exp_id}"]
-        if not runs[0].is_dir():
+        run = log_path if exp_id < 0 else log_path / f"{env_name}_{exp_id}"
+        if not run.is_dir():
             others = f"of {env_name} there are: {', '.join(map(str, numbered)) or 'none'}"
-            raise ValueError(f"there is no run in {runs[0]}: choose another --exp-id ({others})")
-    elif not runs:
+            raise ValueError(f"there is no run in {run}: choose another --exp-id ({others})")
+        if not any(run.glob(file)):
+            raise ValueError(f"there is no {file} in {run}: {hint}")
+        return run
+    if not numbered:
         raise ValueError(f"there is no run of {env_name} in {log_path}: begin one with 'sb3-dapo train'")
-    usable = [run for run in runs if any(run.glob(file))]
-    if not usable:
-        place = runs[0] if exp_id != 0 else f"any run of {env_name} in {log_path}"
-        raise ValueError(f"there is no {file} in {place}: {hint}")
-    for run in runs[: runs.index(usable[0])]:
+    for run in reversed(numbered.values()):
+        if any(run.glob(file)):
+            return run
         print(f"Skipping {run}, which has no {file}")
-    return usable[0]
+    raise ValueError(f"there is no {file} in any run of {env_name} in {log_path}: {hint}")
 
 
 def read_saved(run: Path, env_name: str, name: str) -> dict[str, Any]:
@@ -219,8 +219,10 @@ class TrainParser(Parser):
 class RunParser(Parser):
     """Arguments that name an agent: that of the latest run that has one, and the environments known to that run."""
 
+    parsed: argparse.Namespace
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed = super().parse_args(args, namespace)
+        parsed = self.parsed = super().parse_args(args, namespace)
         if "rl-trained-agents" in parsed.folder:  # what is not there, the Zoo's `enjoy` downloads
             return parsed
         file, hint = f"{parsed.env}.zip", "see --load-best and --load-last-checkpoint"
@@ -233,6 +235,11 @@ class RunParser(Parser):
         run = find_run(Path(parsed.folder, parsed.algo), parsed.env, parsed.exp_id, file, hint)
         parsed.run_path = run
         parsed.model_path = max(run.glob(file), key=checkpoint_steps) if file == CHECKPOINTS else run / file
+        # How its videos are named, and the option that names it
+        parsed.kind, parsed.option = ("best-model", " --load-best") if parsed.load_best else ("final-model", "")
+        if file.startswith(f"{CHECKPOINT_PREFIX}_"):
+            steps = checkpoint_steps(parsed.model_path)
+            parsed.kind, parsed.option = f"checkpoint-{steps}", f" --load-checkpoint {steps}"
         if parsed.exp_id == 0:
             parsed.exp_id = int(run.name.rpartition("_")[2])
         packages = read_saved(run, parsed.env, "args").get("gym_packages", ())

@@ -4,6 +4,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from itertools import chain
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import read_csv  # type: ignore[import-untyped]
-from rl_zoo3.utils import get_saved_hyperparams
 from stable_baselines3.common.monitor import get_monitor_files
 from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, ts2xy, window_func
 
 from sb3_dapo.panels import ACTOR_PANELS, PANELS
 from sb3_dapo.zoo.curves import EVALUATIONS, Curve, draw_mean, read_curve, runs_by_settings
-from sb3_dapo.zoo.exp_manager import EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path
-from sb3_dapo.zoo.parsers import add_run_arguments, find_run
+from sb3_dapo.zoo.exp_manager import ATARI_WRAPPER, EPISODES_FILE, TENSORBOARD_FILE, read_tensorboard_path, wrappers_of
+from sb3_dapo.zoo.parsers import add_run_arguments, find_run, read_saved
 
 # An estimate of more points is drawn faintly, with the moving average over its 50th part on top
 MAX_POINTS = 200
@@ -29,10 +29,7 @@ EXACT = {"train/policy_lag", "train/divergence_coef", *chain(*ACTOR_PANELS.value
 DASHED = {"train/approx_kl"}  # the same as behavior_kl where one rollout is kept
 
 # Wrappers outside of `Monitor` that repeat an action, 4 times by default, and their argument for how often
-FRAME_SKIPS = {
-    "stable_baselines3.common.atari_wrappers.AtariWrapper": "frame_skip",
-    "rl_zoo3.wrappers.FrameSkip": "skip",
-}
+FRAME_SKIPS = {ATARI_WRAPPER: "frame_skip", "rl_zoo3.wrappers.FrameSkip": "skip"}
 
 Log = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # steps and values, shape (n_points,)
 
@@ -60,12 +57,7 @@ def read_episodes(run_path: Path, frame_skip: int) -> Log:
 
 def read_frame_skip(hyperparams: dict[str, Any]) -> int:
     """Steps of the environment per step of the agent: `Monitor` counts the former."""
-    wrappers = hyperparams.get("env_wrapper") or []
-    frame_skip = 1
-    for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
-        for name, kwargs in (wrapper if isinstance(wrapper, dict) else {wrapper: {}}).items():
-            frame_skip *= (kwargs or {}).get(FRAME_SKIPS[name], 4) if name in FRAME_SKIPS else 1
-    return frame_skip
+    return prod(kwargs.get(FRAME_SKIPS[name], 4) for name, kwargs in wrappers_of(hyperparams) if name in FRAME_SKIPS)
 
 
 def draw_curve(axes: Axes, curve: Log, key: str) -> None:
@@ -97,11 +89,10 @@ def plot_run(
     """
     logs = [read_scalars(tensorboard_path), *(read_scalars(Path(read_tensorboard_path(run))) for run in others)]
     curves = {key: log for key, log in logs[0].items() if all(key in other for other in logs)}
-    all_panels = PANELS | ACTOR_PANELS
-    panels = {name: [key for key in keys if key in curves] for name, keys in all_panels.items() if name != "Score"}
-    panels = {name: keys for name, keys in panels.items() if keys}
-    n_columns = min(len(panels) + 1, 3)
-    n_rows = -(-(len(panels) + 1) // n_columns)
+    panels = {name: [key for key in keys if key in curves] for name, keys in (PANELS | ACTOR_PANELS).items()}
+    panels = {"Score": []} | {name: keys for name, keys in panels.items() if keys and name != "Score"}
+    n_columns = min(len(panels), 3)
+    n_rows = ceil(len(panels) / n_columns)
     figure = Figure(figsize=(4.6 * n_columns, 3.5 * n_rows), layout="constrained")
     figure.suptitle(title)
     all_axes = list(figure.subplots(n_rows, n_columns, sharex=True, squeeze=False).flat)
@@ -118,7 +109,7 @@ def plot_run(
     evaluated = [run for run in runs if (run / EVALUATIONS).is_file()]
     if evaluated:
         draw_mean(all_axes[0], read_curve("evaluation", evaluated), marker="o")
-    for axes, (name, keys) in zip(all_axes, {"Score": [], **panels}.items(), strict=False):
+    for axes, (name, keys) in zip(all_axes, panels.items(), strict=False):
         for key in keys:
             if others:
                 draw_mean(axes, mean_of([log[key] for log in logs], key.rpartition("/")[2]))
@@ -134,7 +125,7 @@ def plot_run(
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:  # no episode may have ended yet
             axes.legend(fontsize="small", ncols=3, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.98))
-    for axes in all_axes[len(panels) + 1 :]:
+    for axes in all_axes[len(panels) :]:
         axes.set_axis_off()
     return figure
 
@@ -157,14 +148,14 @@ def plot() -> None:
         raise ValueError(f"there are no event files of TensorBoard in {tensorboard_path}: name their folder with -tb")
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells what it leaves out of a resumed run
-    hyperparams, _ = get_saved_hyperparams(str(run_path / args.env))
+    frame_skip = read_frame_skip(read_saved(run_path, args.env, "config"))
     others = [] if args.exp_id != 0 or args.tensorboard else runs_alike(run_path, args.env)
     title = f"{args.algo.upper()} on {args.env.gym_id} ({run_path})"
     if others:
         title = f"{args.algo.upper()} on {args.env.gym_id}: mean of {len(others) + 1} runs, 95 % interval"
         print(f"With {', '.join(map(str, others))}, the runs with the same settings")
     output = Path(args.output or run_path / "panels.png")
-    figure = plot_run(run_path, tensorboard_path, title, read_frame_skip(hyperparams), others)
+    figure = plot_run(run_path, tensorboard_path, title, frame_skip, others)
     figure.savefig(output, dpi=120, format="png")
     print(f"Saved {output}")
 

@@ -16,15 +16,14 @@ from sb3_dapo.cli import DEFAULT_ALGO
 from sb3_dapo.zoo.hyperparams_opt import convert_dapo_lstm_params, sample_dapo_lstm_params, sample_dapo_params
 
 Sampler = Callable[..., dict[str, Any]]
-
+Converter = Callable[[dict[str, Any]], dict[str, Any]]
 
 # Algorithms of this package: class and search space. Hyperparameters are in the files of these names in hyperparams/
-BUILT_IN: dict[str, tuple[str, Sampler]] = {
-    "dapo": ("DAPO", sample_dapo_params),
-    "dapo_lstm": ("RecurrentDAPO", sample_dapo_lstm_params),
-    "dapo_mask": ("MaskableDAPO", sample_dapo_params),
+BUILT_IN: dict[str, tuple[str, Sampler, Converter]] = {
+    "dapo": ("DAPO", sample_dapo_params, convert_onpolicy_params),
+    "dapo_lstm": ("RecurrentDAPO", sample_dapo_lstm_params, convert_dapo_lstm_params),
+    "dapo_mask": ("MaskableDAPO", sample_dapo_params, convert_onpolicy_params),
 }
-CONVERTERS = {"dapo_lstm": convert_dapo_lstm_params}
 # Names and hyperparameter files of the algorithms that are registered
 CONF_FILES: dict[str, str] = {}
 
@@ -34,11 +33,10 @@ def register() -> None:
     Register the algorithms of this package whose extra is installed, and the MinAtar games if `minatar` is. Calling it
     again changes nothing.
     """
-    for name, (class_name, sampler) in BUILT_IN.items():
+    for name, (class_name, sampler, converter) in BUILT_IN.items():
         with suppress(AttributeError, ModuleNotFoundError):  # its extra is not installed
             if name not in CONF_FILES:
                 algo_class = getattr(import_module("sb3_dapo"), class_name)
-                converter = CONVERTERS.get(name, convert_onpolicy_params)
                 register_algorithm(name, algo_class, sampler=sampler, converter=converter)
     if importlib.util.find_spec("minatar") is not None and "MinAtar/Asterix-v1" not in gym.registry:
         # As `minatar.gym.register_envs` does, without its imports: seaborn and pandas take a fourth of the time
@@ -56,7 +54,7 @@ def register_algorithm(
     *,
     conf_file: str | Path | None = None,
     sampler: Sampler = sample_dapo_params,
-    converter: Callable[[dict[str, Any]], dict[str, Any]] = convert_onpolicy_params,
+    converter: Converter = convert_onpolicy_params,
 ) -> None:
     """
     Have `sb3-dapo`, and RL Zoo's own functions in this process, know an algorithm: a subclass of DAPO.

@@ -1,6 +1,5 @@
 """The command `sb3-dapo report`: what an agent has learned, beside those who have learned nothing, and humans."""
 
-import csv
 import os
 import shlex
 import shutil
@@ -33,11 +32,11 @@ def report() -> None:
     text = "also record a video, of 300 steps unless a number is given"
     parser.add_argument("--video", metavar="STEPS", help=text, type=positive, nargs="?", const=300)
     args = parser.parse_args()
-    agent = Agent.of(args)
+    agent = Agent(args)
     env_id, name = agent.env.gym_id, args.algo.upper()
     print(f"Playing {args.n_episodes} games each with the agent and without")
-    env = agent.make_env(args)
-    model = agent.load(args, env)
+    env = agent.make_env()
+    model = agent.load(env)
     steps = model.num_timesteps
     played = {name: evaluate(model, env, args.n_episodes, agent.is_deterministic)}
     settings = (env_id, agent.hyperparams, agent.env_kwargs, args.n_envs, args.seed)
@@ -56,12 +55,10 @@ def report() -> None:
         print(f"{text_curves([curve], lines)}\n")
     save_learning_curve(files["learning curve"], f"{name} on {env_id}", curve, played[name], lines, steps)
     if args.video is not None:
-        recorded = agent.make_env(args, render_mode="rgb_array")
-        videos = agent.folder / "videos"
-        files["video"] = videos / record(agent, model, recorded, videos, args.video).name
+        files["video"] = record(agent, agent.folder / "videos", args.video)
     for what, path in files.items():
         print(f"  {what:15} {path}")
-    print(f"\n{commands(agent, args.folder)}\n")
+    print(f"\n{commands(agent)}\n")
 
 
 def bars(played: Mapping[str, Scores], lines: Mapping[str, float]) -> str:
@@ -80,10 +77,8 @@ def bars(played: Mapping[str, Scores], lines: Mapping[str, float]) -> str:
 
 def write_scores(path: Path, played: Mapping[str, Scores], steps: int) -> None:
     """Keep the scores of all games as a table."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["player", "timesteps", "score"])
-        writer.writerows((who, steps, score) for who, scores in played.items() for score in scores)
+    rows = [f"{who},{steps},{score}" for who, scores in played.items() for score in scores]
+    path.write_text("\n".join(["player,timesteps,score", *rows, ""]))
 
 
 def own_curve(agent: Agent) -> Curve | None:
@@ -105,23 +100,23 @@ def save_learning_curve(
     figure.savefig(file, dpi=150)
 
 
-def commands(agent: Agent, folder: str) -> str:
+def commands(agent: Agent) -> str:
     """What to do next."""
     env, steps = f"--env {agent.env.gym_id}", int(agent.train_args.get("n_timesteps", -1))
-    runs = numbered_runs(agent.folder.parent, agent.env)
-    number_of_run = next((n for n, run in runs.items() if run == agent.folder), 0)
-    this_run = f" --exp-id {number_of_run}" if number_of_run != max(runs, default=0) else ""
+    folder, exp_id = agent.args.folder, agent.args.exp_id
+    latest = max(numbered_runs(agent.folder.parent, agent.env), default=0)
+    this_run = f" --exp-id {exp_id}" if exp_id != latest else ""
     named = f"--algo {agent.algo} {env} -f {folder}{this_run}"
     other = "dapo" if agent.algo == "ppo" else "ppo"
     budget, longer = (f" -n {steps}", f" -n {4 * steps}") if steps > 0 else ("", "")
     rows = {
-        "watch": f"enjoy {named}{agent.kind[1]} -n 5000",
-        "film": f"record-video {named}{agent.kind[1]} -n 1000 --gif",
+        "watch": f"enjoy {named}{agent.args.option} -n 5000",
+        "film": f"record-video {named}{agent.args.option} -n 1000 --gif",
         "see how it went": f"plot {named}",
-        "train longer": f"train {train_arguments(agent, agent.algo, folder)}{longer}",
-        f"compare with {other.upper()}": f"train {train_arguments(agent, other, folder)}{budget}",
+        "train longer": f"train {train_arguments(agent, agent.algo)}{longer}",
+        f"compare with {other.upper()}": f"train {train_arguments(agent, other)}{budget}",
         "": f"compare {env} -f {folder}",
-        "share": f"push-to-hub {named}{agent.kind[1]} -orga YOUR_NAME_ON_THE_HUB",
+        "share": f"push-to-hub {named}{agent.args.option} -orga YOUR_NAME_ON_THE_HUB",
     }
     text = [f"  {what:17} {program('sb3-dapo')} {command}" for what, command in rows.items()]
     logs = agent.train_args.get("tensorboard_log")
@@ -129,10 +124,10 @@ def commands(agent: Agent, folder: str) -> str:
     return "\n".join(["What next:", *text])
 
 
-def train_arguments(agent: Agent, algo: str, folder: str) -> str:
+def train_arguments(agent: Agent, algo: str) -> str:
     """Arguments of `train` that an algorithm is trained with as the agent was, besides the number of steps."""
     args = agent.train_args
-    words = ["--algo", algo, "--env", agent.env.gym_id, "-f", folder, "--progress"]
+    words = ["--algo", algo, "--env", agent.env.gym_id, "-f", agent.args.folder, "--progress"]
     for name in ("preset", "eval_freq", "n_eval_envs", "seed", *(("actors",) if algo in CONF_FILES else ())):
         words += [f"--{name.replace('_', '-')}", str(args[name])] if args.get(name) is not None else []
     allowed = {"n_envs", "normalize", *arguments_of(ALGOS[algo])}

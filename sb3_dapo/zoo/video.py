@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecVideoRecorder
 
 from sb3_dapo.zoo.evaluation import Agent, player
@@ -31,13 +30,12 @@ def visible(frame: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 class VideoRecorder(VecVideoRecorder):
-    """SB3's recorder, at the speed of the game where a step is several frames; with `gif` it writes a GIF too."""
+    """SB3's recorder, at the speed of the game where a step is several frames."""
 
     frames_per_sec: Any  # a number
 
-    def __init__(self, venv: VecEnv, *args: Any, gif: bool = False, **kwargs: Any) -> None:
+    def __init__(self, venv: VecEnv, *args: Any, **kwargs: Any) -> None:
         super().__init__(venv, *args, **kwargs)
-        self.gif = gif
         if venv.has_attr("_frameskip"):  # ale_py's; (2, 5) is 2 to 4
             frame_skip = venv.get_attr("_frameskip")[0]
             self.frames_per_sec = ATARI_FPS / (frame_skip if isinstance(frame_skip, int) else (sum(frame_skip) - 1) / 2)
@@ -50,32 +48,34 @@ class VideoRecorder(VecVideoRecorder):
             self.recorded_frames[-1] = visible(self.recorded_frames[-1])
 
     def _stop_recording(self) -> None:
-        has_frames = len(self.recorded_frames) > 0
         with open(os.devnull, "w") as devnull, redirect_stdout(devnull), redirect_stderr(devnull):
             super()._stop_recording()  # it reports on every frame
-        if self.gif and has_frames:
-            from moviepy import VideoFileClip
-
-            path = Path(self.video_path).with_suffix(".gif")
-            print(f"Saving GIF to {os.path.relpath(path)}")
-            # GIFs count time in hundredths of a second
-            fps = 100 / ceil(100 / min(self.frames_per_sec, MAX_GIF_FPS))
-            with VideoFileClip(self.video_path) as clip:
-                clip.write_gif(str(path), fps=fps, logger=None)
 
 
-def record(agent: Agent, model: BaseAlgorithm, env: VecEnv, folder: Path, n_steps: int, gif: bool = False) -> Path:
-    """Write a video of `n_steps` steps, and return its path. The environment, which renders arrays, is closed."""
-    name = f"{agent.kind[0]}-{agent.algo}-{agent.env}"
-    recorder = VideoRecorder(env, str(folder), lambda step: step == 0, n_steps, name, gif=gif)
+def record(agent: Agent, folder: Path, n_steps: int) -> Path:
+    """Write a video of `n_steps` steps, and return its path."""
+    env = agent.make_env(render_mode="rgb_array")
+    name = f"{agent.args.kind}-{agent.algo}-{agent.env}"
+    recorder = VideoRecorder(env, str(folder), lambda step: step == 0, n_steps, name)
     observations = recorder.reset()
-    plays, state, starts = player(model, env), None, np.ones(env.num_envs, dtype=bool)
+    plays, state, starts = player(agent.load(env), env), None, np.ones(env.num_envs, dtype=bool)
     with suppress(KeyboardInterrupt):  # what there is is written
         for _ in range(n_steps):
             actions, state = plays.predict(observations, state, starts, agent.is_deterministic)
             observations, _, starts, _ = recorder.step(actions)
     recorder.close()
-    return Path(recorder.video_path)
+    return folder / recorder.video_name
+
+
+def write_gif(video: Path) -> None:
+    """Write a GIF of a video beside it."""
+    from moviepy import VideoFileClip
+
+    path = video.with_suffix(".gif")
+    print(f"Saving GIF to {os.path.relpath(path)}")
+    with VideoFileClip(str(video)) as clip:
+        # GIFs count time in hundredths of a second
+        clip.write_gif(str(path), fps=100 / ceil(100 / min(clip.fps, MAX_GIF_FPS)), logger=None)
 
 
 def record_video() -> None:
@@ -87,7 +87,8 @@ def record_video() -> None:
     # The Zoo's, which have no effect there
     parser.add_argument("--no-render", "--custom-objects", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    agent = Agent.of(args)
+    agent = Agent(args)
     print(f"Loading {agent.model_path}")
-    env, folder = agent.make_env(args, render_mode="rgb_array"), Path(args.output_folder or agent.folder / "videos")
-    record(agent, agent.load(args, env), env, folder, args.n_timesteps, args.gif)
+    video = record(agent, Path(args.output_folder or agent.folder / "videos"), args.n_timesteps)
+    if args.gif:
+        write_gif(video)

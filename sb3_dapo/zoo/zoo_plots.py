@@ -3,12 +3,10 @@
 import argparse
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import rl_zoo3.plots
 from matplotlib import pyplot as plt
 from matplotlib.backend_bases import FigureManagerBase
@@ -55,12 +53,11 @@ class PlotParser(Parser):
 
 def run(plot: Callable[[], None]) -> None:
     """Call a function of the Zoo that shows figures. Without a display they are written to PNG files."""
-    with ExitStack() as stack:
-        stack.enter_context(replaced_parser(import_module(plot.__module__), PlotParser))
-        if plt.get_backend() not in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
-            stack.enter_context(replaced(plt, show=save_figures))
-            stack.enter_context(replaced(FigureManagerBase, set_window_title=set_label))
-        plot()
+    has_windows = plt.get_backend() in backend_registry.list_builtin(BackendFilter.INTERACTIVE)
+    show = plt.show if has_windows else save_figures
+    with replaced_parser(import_module(plot.__module__), PlotParser), replaced(plt, show=show):
+        with replaced(FigureManagerBase, set_window_title=set_label):  # windows have methods of their own
+            plot()
 
 
 def plot_train() -> None:
@@ -79,14 +76,12 @@ def load_results(folder: str) -> DataFrame:
         parts.setdefault(int(number), [int(steps), 0])[1] += len(read_csv(path, skiprows=1))
     if not parts or not log.is_file():
         return results
-    timesteps, kept, n_before = read_csv(log)["timesteps"], np.zeros(0, dtype=bool), 0
-    for part in sorted(parts):
-        # A later part may have begun before this one did
-        start = min(steps for later, (steps, _) in parts.items() if later >= part)
-        n_until = int((timesteps <= start).sum())
-        kept = np.append(kept, np.arange(parts[part][1]) < n_until - n_before)
-        n_before = n_until
-    return results[np.append(kept, np.ones(len(results) - len(kept), dtype=bool))].reset_index(drop=True)
+    timesteps, rows, n_read = read_csv(log)["timesteps"], list[int](), 0
+    for _, (next_start, n_episodes) in sorted(parts.items()):
+        rows += range(n_read, n_read + n_episodes)
+        n_read += n_episodes
+        del rows[(timesteps <= next_start).sum() :]
+    return results.iloc[[*rows, *range(n_read, len(results))]].reset_index(drop=True)
 
 
 def all_plots() -> None:
