@@ -29,6 +29,7 @@ METHODS = {
 }
 OVERVIEW = ("dapo_gae", "a2c", "vtrace_gae", "ppo_ent")
 GAMES = ("dapo_gae", "ppo_ent", "ppo", "a2c")
+TARGET = "divergence_coef=dual_0.04"
 # Suite, regime, title, and what the rows of a panel are, from top to bottom: name in suites.py, text, whose colour
 PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
     (
@@ -37,6 +38,7 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
         "MinAtar, tuned",
         (
             ("dapo_gae", "DAPO", "dapo_gae"),
+            (f"dapo_gae+{TARGET}", "DAPO,\nKL target", "dapo_gae"),
             ("vtrace_gae", "no divergence", "vtrace_gae"),
             ("ppo_ent", "PPO", "ppo_ent"),
         ),
@@ -47,7 +49,7 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
         "MuJoCo, not tuned",
         (
             ("dapo_gae", "DAPO", "dapo_gae"),
-            ("dapo_kl", "DAPO,\nKL target", "dapo_gae"),
+            (f"dapo_kl+{TARGET}", "DAPO,\nKL target", "dapo_gae"),
             ("ppo", "PPO", "ppo_ent"),
         ),
     ),
