@@ -75,14 +75,13 @@ def write_folder(folder: Path, files: dict[str, bytes], check: Callable[[Path], 
                 file.flush()
                 os.fsync(file.fileno())
         check(new)
-        if folder.exists():
-            folder.rename(old)
         try:
+            if folder.exists():
+                folder.rename(old)
             new.rename(folder)
-        except OSError:
-            if old.exists():
+        finally:  # also if the user interrupts it
+            if old.exists() and not folder.exists():
                 old.rename(folder)
-            raise
 
 
 def read_file(folder: Path, name: str, limit: int) -> bytes:
