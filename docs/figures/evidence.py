@@ -38,7 +38,7 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
         "MinAtar, tuned",
         (
             ("dapo_gae", "DAPO", "dapo_gae"),
-            (f"dapo_gae+{TARGET}", "DAPO,\nKL target", "dapo_gae"),
+            (f"dapo_gae+{TARGET}", "DAPO, KL target", "dapo_gae"),
             ("vtrace_gae", "no divergence", "vtrace_gae"),
             ("ppo_ent", "PPO", "ppo_ent"),
         ),
@@ -49,7 +49,7 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
         "MuJoCo, not tuned",
         (
             ("dapo_gae", "DAPO", "dapo_gae"),
-            (f"dapo_kl+{TARGET}", "DAPO,\nKL target", "dapo_gae"),
+            (f"dapo_kl+{TARGET}", "DAPO, KL target", "dapo_gae"),
             ("ppo", "PPO", "ppo_ent"),
         ),
     ),
@@ -175,7 +175,7 @@ def all_suites() -> Any:
     """
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(11.0, 3.1), layout="constrained")
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(11.0, 3.5), layout="constrained")
     for (suite, regime, title, methods), axes in zip(PANELS, panels, strict=True):
         rows = report.read_scores(RESULTS, suite)
         rows = rows[(rows.regime == regime) & rows.algo.isin([algo for algo, _, _ in methods])]
