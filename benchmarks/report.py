@@ -719,7 +719,7 @@ def variants(results: Path, suite: str) -> tuple[list[str], list[Variant]]:
         kl = own[(own.algo == algo) & own.env.isin(envs)].kl.mean()
         if kind in CONTROLLERS:
             found.append(Variant(suite, regimes[0], kind, float(value), kl, estimate, len(scores[algo])))
-    is_compared = len(found) > 1 and CONSTANT in scores
+    is_compared = len(found) > 1 and len(scores.get(CONSTANT, ())) > 1  # seeds
     return (envs, found) if is_compared else ([], [])
 
 

@@ -477,6 +477,8 @@ ABLATIONS = {
         "dapo_kl",
         "dapo_kl+divergence_coef=dual_0.02",
     ],
+    # Of two only, so that its table is of all environments
+    "Control of 1/eta, a constant or a KL target": [BEST, f"{BEST}+divergence_coef=dual_0.04"],
     "The other direction": [BEST, *(f"marwil+divergence_coef={x}" for x in (0.3, 1.0))],
     # A sum over steps is larger than its first term: the 1-step divergence is tried stronger too
     "Steps of the divergence": [
@@ -484,7 +486,7 @@ ABLATIONS = {
         *(f"{BEST}+divergence_steps={x}" for x in (3, 0)),
         f"{BEST}+divergence_steps=0+divergence_coef=3.0",
     ],
-    # Of two only, as others below, so that its table is of all environments
+    # Of two only, as others, so that its table is of all environments
     "Steps of the divergence, all or one": [BEST, f"{BEST}+divergence_steps=0"],
     "Steps of the divergence, in the 1-step divergence's setting": [
         "dapo_gae_1step",
