@@ -38,7 +38,7 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
         "MinAtar, tuned",
         (
             ("dapo_gae", "DAPO", "dapo_gae"),
-            (f"dapo_gae+{TARGET}", "DAPO, KL target", "dapo_gae"),
+            (f"dapo_gae+{TARGET}", "with KL target", "dapo_gae"),
             ("vtrace_gae", "no divergence", "vtrace_gae"),
             ("ppo_ent", "PPO", "ppo_ent"),
         ),
@@ -46,17 +46,17 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
     (
         "mujoco",
         "untuned",
-        "MuJoCo, not tuned",
+        "MuJoCo, untuned",
         (
             ("dapo_gae", "DAPO", "dapo_gae"),
-            (f"dapo_kl+{TARGET}", "DAPO, KL target", "dapo_gae"),
+            (f"dapo_kl+{TARGET}", "with KL target", "dapo_gae"),
             ("ppo", "PPO", "ppo_ent"),
         ),
     ),
     (
         "atari5",
         "scarce",
-        "Atari, not tuned",
+        "Atari, untuned",
         (("dapo", "DAPO\nwith the clip", "dapo_gae"), ("ppo_fast", "PPO", "ppo_ent")),
     ),
 )
@@ -190,7 +190,7 @@ def all_suites() -> Any:
         names = [f"{text}\n({len(final[algo])} seeds)" for algo, text, _ in shown]
         name_rows(axes, tuple(color for _, _, color in shown), names)
         axes.set_xlim(0, 1.2 * max(found[algo][0].high for algo, _, _ in shown))
-        axes.set_title(f"{title}, {len(envs)} {'tasks' if suite == 'mujoco' else 'games'}", loc="left", fontsize=13)
+        axes.set_title(f"{title}, {len(envs)} {'tasks' if suite == 'mujoco' else 'games'}", loc="left", fontsize=12)
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="x", alpha=0.25)
     figure.supxlabel("score, interquartile mean (every suite has a scale of its own)", fontsize=12)
