@@ -22,21 +22,20 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnvWrapper
-from store import Row, half_width, read_csv, train_missing, write_table
+from store import Row, half_width, read_csv, seed_means, train_missing, write_table
 from suites import hyperparameters
 
 from sb3_dapo import DAPO
 from sb3_dapo.buffers import Rollout
 from sb3_dapo.distributed.actor import Actor, Beginning, Publication
 from sb3_dapo.minatar import MinAtarCnn
+from sb3_dapo.presets import parse_schedule
 from sb3_dapo.zoo import register
 
 RESULTS = Path(__file__).parent / "results" / "lag.csv"
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "lag.svg"
 COLUMNS = ["game", "algo", "lag", "seed", "timesteps", "score", "measured_lag", "kl", "clip_fraction"]
-MEASURED = {"kl": "train/behavior_kl", "clip_fraction": "train/clip_fraction"}
 GAMES = ("Breakout", "Asterix")
 LAGS = (0, 1, 4, 16)
 # By name what it is in the suites, its label and its colour
@@ -90,35 +89,53 @@ class LaggingEnv(VecEnvWrapper):
 
 class Evaluation(BaseCallback):
     """
-    Evaluates the policy between updates, and notes what was measured since it did so last.
+    Evaluates the policy between updates, and notes the means of what was measured since it did so last.
 
     :param env: for evaluations
-    :param lags: of the rollouts so far
+    :param marks: timesteps of the evaluations
     """
 
-    def __init__(self, env: Any, lags: list[int]) -> None:
+    def __init__(self, env: Any, marks: Sequence[int]) -> None:
         super().__init__()
-        self.env, self.lags = env, lags
+        self.env, self.marks = env, marks
         self.measured: dict[str, list[float]] = defaultdict(list)
         self.rows: list[Row] = []
+
+    def measure(self) -> None:
+        """Add to what is measured, after an update."""
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
-        for name, key in MEASURED.items():
-            if key in self.logger.name_to_value:
-                self.measured[name].append(self.logger.name_to_value[key])
-        if len(self.rows) < len(MARKS) and self.num_timesteps >= MARKS[len(self.rows)]:
+        if "train/behavior_kl" in self.logger.name_to_value:
+            self.measured["kl"].append(self.logger.name_to_value["train/behavior_kl"])
+            self.measure()
+        if len(self.rows) < len(self.marks) and self.num_timesteps >= self.marks[len(self.rows)]:
             score, _ = evaluate_policy(self.model, self.env, N_GAMES, deterministic=False, warn=False)
-            means = {name: np.mean(values) for name, values in self.measured.items()}
-            numbers = {"score": score, "measured_lag": np.mean(self.lags), **means}
-            cells = {name: f"{value:.5g}" for name, value in numbers.items()}
-            self.rows.append({"timesteps": MARKS[len(self.rows)], **cells})
+            means = {name: np.nanmean(values) for name, values in self.measured.items()}
+            cells = {name: f"{value:.5g}" for name, value in {"score": score, **means}.items()}
+            self.rows.append({"timesteps": self.marks[len(self.rows)], **cells})
             self.measured.clear()
-            self.lags.clear()
 
     _on_training_end = _on_rollout_start
+
+
+class LagEvaluation(Evaluation):
+    """
+    The same with the lags of rollouts, and the share of ratios that are clipped.
+
+    :param lags: of the rollouts so far
+    """
+
+    def __init__(self, env: Any, marks: Sequence[int], lags: list[int]) -> None:
+        super().__init__(env, marks)
+        self.lags = lags
+
+    def measure(self) -> None:
+        self.measured["clip_fraction"].append(self.logger.name_to_value["train/clip_fraction"])
+        self.measured["measured_lag"] += self.lags
+        self.lags.clear()
 
 
 def make_env(game: str, seed: int) -> Any:
@@ -126,13 +143,12 @@ def make_env(game: str, seed: int) -> Any:
     return make_vec_env(f"MinAtar/{game}-v1", 8, seed=seed)
 
 
-def make_model(game: str, algo: str, env: Any, seed: int) -> DAPO:
-    """:return: with the suite's settings"""
-    settings = hyperparameters("minatar", "scarce", f"MinAtar/{game}-v1", ALGOS[algo][0])
+def settings_of(game: str, algo: str) -> dict[str, Any]:
+    """:return: the suite's arguments of DAPO"""
+    settings = hyperparameters("minatar", "scarce", f"MinAtar/{game}-v1", algo)
     settings = {name: value for name, value in settings.items() if name not in ("n_timesteps", "n_envs")}
     settings["policy_kwargs"] = {"features_extractor_class": MinAtarCnn, "net_arch": []}
-    settings["learning_rate"] = LinearSchedule(float(settings["learning_rate"].removeprefix("lin_")), 0.0, 1.0)
-    return DAPO(env=env, seed=seed, device="cpu", **settings)
+    return settings | {"learning_rate": parse_schedule("learning_rate", settings["learning_rate"])}
 
 
 def train(game: str, algo: str, lag: int, seed: int) -> list[Row]:
@@ -145,9 +161,10 @@ def train(game: str, algo: str, lag: int, seed: int) -> list[Row]:
     """
     actor = Actor(lambda seed: make_env(game, seed), 1, (), 0, np.random.SeedSequence([seed, 0, 0]))
     env = LaggingEnv(actor, lag)
-    evaluation = Evaluation(make_env(game, 1000), env.lags)
+    evaluation = LagEvaluation(make_env(game, 1000), MARKS, env.lags)
+    model = DAPO(env=env, seed=seed, device="cpu", **settings_of(game, ALGOS[algo][0]))
     # No log: that would clear the values which the evaluation reads
-    make_model(game, algo, env, seed).learn(TIMESTEPS, evaluation, log_interval=TIMESTEPS)
+    model.learn(TIMESTEPS, evaluation, log_interval=TIMESTEPS)
     return evaluation.rows
 
 
@@ -158,14 +175,9 @@ def is_last(row: Row) -> bool:
 
 def last_means(rows: Sequence[Row], name: str) -> dict[tuple[str, str, int], np.ndarray]:
     """:return: by game, algorithm and lag the mean of each seed's last evaluations, in the order of the seeds"""
-    values: dict[tuple[str, str, int, int], list[float]] = defaultdict(list)
-    for row in rows:
-        if int(row["timesteps"]) in MARKS[-N_LAST:]:
-            values[row["game"], row["algo"], int(row["lag"]), int(row["seed"])].append(float(row[name]))
-    by_seed: dict[tuple[str, str, int], list[float]] = defaultdict(list)
-    for game, algo, lag, seed in sorted(values):
-        by_seed[game, algo, lag].append(float(np.mean(values[game, algo, lag, seed])))
-    return {key: np.array(means) for key, means in by_seed.items()}
+    last = [row for row in rows if int(row["timesteps"]) in MARKS[-N_LAST:]]
+    means = seed_means(last, ("game", "algo", "lag"), name)
+    return {(game, algo, int(lag)): values for (game, algo, lag), values in means.items()}
 
 
 def table(rows: Sequence[Row]) -> str:

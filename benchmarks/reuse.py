@@ -11,7 +11,6 @@ the effective rank of the features, and how many units are dead.
 """
 
 import argparse
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -21,13 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from lag import make_env
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
+from lag import Evaluation, make_env, settings_of
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import explained_variance
-from store import Row, half_width, read_csv, train_missing, write_table
-from suites import hyperparameters, normalize
+from store import Row, half_width, read_csv, seed_means, train_missing, write_table
+from suites import normalize
 
 from sb3_dapo import DAPO
 from sb3_dapo.loss import LossSettings
@@ -43,7 +40,6 @@ GAMES = ("Breakout", "Asterix", "Seaquest")
 TIMESTEPS = 300_000
 MARKS = tuple(TIMESTEPS * n // 10 for n in range(1, 11))
 N_LAST = 2  # evaluations that the scores of the table are of
-N_GAMES = 20
 
 
 class NormalizedCnn(BaseFeaturesExtractor):
@@ -117,21 +113,8 @@ SUSPECTS = {
 }
 
 
-class Inspection(BaseCallback):
-    """
-    Evaluates the policy between updates, and notes what was measured since it did so last.
-
-    :param env: for evaluations
-    """
-
-    def __init__(self, env: Any) -> None:
-        super().__init__()
-        self.env = env
-        self.measured: dict[str, list[float]] = defaultdict(list)
-        self.rows: list[Row] = []
-
-    def _on_step(self) -> bool:
-        return True
+class Inspection(Evaluation):
+    """Looks at values and features too, before and after each update."""
 
     def _on_rollout_end(self) -> None:
         buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
@@ -139,22 +122,8 @@ class Inspection(BaseCallback):
         self.measured["explained_new"].append(explained_variance(buffer.values.flatten(), self.returns))
         self.observations = buffer.observations.reshape(-1, *buffer.observations.shape[2:]).copy()
 
-    def _on_rollout_start(self) -> None:
-        if "train/behavior_kl" in self.logger.name_to_value:
-            self.measured["kl"].append(self.logger.name_to_value["train/behavior_kl"])
-            self._look_inside()
-        if len(self.rows) < len(MARKS) and self.num_timesteps >= MARKS[len(self.rows)]:
-            score, _ = evaluate_policy(self.model, self.env, N_GAMES, deterministic=False, warn=False)
-            means = {name: np.nanmean(values) for name, values in self.measured.items()}
-            cells = {name: f"{value:.5g}" for name, value in {"score": score, **means}.items()}
-            self.rows.append({"timesteps": MARKS[len(self.rows)], **cells})
-            self.measured.clear()
-
-    _on_training_end = _on_rollout_start
-
     @th.no_grad()
-    def _look_inside(self) -> None:
-        """Measure values and features of the rollout that the last update began with."""
+    def measure(self) -> None:
         policy: Any = self.model.policy
         observations = th.as_tensor(self.observations)
         values = policy.predict_values(observations).flatten().numpy()
@@ -175,15 +144,12 @@ def train(game: str, suspect: str, seed: int) -> list[Row]:
     :return: a row per evaluation: the mean return of whole games of a policy that draws its actions
     """
     change = SUSPECTS[suspect]
-    settings = hyperparameters("minatar", "scarce", f"MinAtar/{game}-v1", "dapo_gae") | dict(change.settings)
-    settings = {name: value for name, value in settings.items() if name not in ("n_timesteps", "n_envs")}
+    settings = settings_of(game, "dapo_gae") | dict(change.settings)
     settings["n_epochs"] = change.uses // settings["n_rollouts"]
-    network = {"features_extractor_class": MinAtarCnn, "net_arch": []}
-    settings["policy_kwargs"] = network | dict(change.policy_kwargs)
-    for name in ("learning_rate", "divergence_coef"):
-        if isinstance(settings[name], str):
-            settings[name] = parse_schedule(name, settings[name])
-    inspection = Inspection(make_env(game, 1000))
+    settings["policy_kwargs"] |= change.policy_kwargs
+    if isinstance(settings["divergence_coef"], str):
+        settings["divergence_coef"] = parse_schedule("divergence_coef", settings["divergence_coef"])
+    inspection = Inspection(make_env(game, 1000), MARKS)
     # No log: that would clear the values which are read here
     model = Suspected(env=make_env(game, seed), seed=seed, device="cpu", **settings)
     model.learn(TIMESTEPS, inspection, log_interval=TIMESTEPS)
@@ -195,19 +161,13 @@ def is_last(row: Row) -> bool:
     return int(row["timesteps"]) == TIMESTEPS
 
 
-def means_of(rows: Sequence[Row], name: str) -> dict[tuple[str, str], np.ndarray]:
+def means_of(rows: Sequence[Row], name: str) -> dict[tuple[str, ...], np.ndarray]:
     """:return: by game and suspect the mean of each seed's last scores, or of all its other numbers"""
-    values: dict[tuple[str, str, int], list[float]] = defaultdict(list)
-    for row in rows:
-        if name != "score" or int(row["timesteps"]) in MARKS[-N_LAST:]:
-            values[row["game"], row["suspect"], int(row["seed"])].append(float(row[name]))
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for game, suspect, seed in sorted(values):
-        found[game, suspect].append(float(np.mean(values[game, suspect, seed])))
-    return {key: np.array(means) for key, means in found.items()}
+    shown = [row for row in rows if name != "score" or int(row["timesteps"]) in MARKS[-N_LAST:]]
+    return seed_means(shown, ("game", "suspect"), name)
 
 
-def normalized(scores: dict[tuple[str, str], np.ndarray], suspect: str) -> np.ndarray:
+def normalized(scores: dict[tuple[str, ...], np.ndarray], suspect: str) -> np.ndarray:
     """:return: normalized scores of a suspect, averaged over games, for as many seeds as all games have"""
     n_seeds = min(len(scores.get((game, suspect), ())) for game in GAMES)
     parts = [

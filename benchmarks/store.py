@@ -229,6 +229,20 @@ def train_missing(
     return stream_csv(path, columns, rows())
 
 
+def seed_means(rows: Iterable[Row], key: Sequence[str], name: str) -> dict[tuple[str, ...], np.ndarray]:
+    """
+    :param rows: of several runs
+    :param key: columns that say what a row is of, besides the seed
+    :param name: a column of numbers
+    :return: by cells of the key the mean of each seed, in the order of the seeds
+    """
+    values: dict[tuple[str, ...], dict[int, list[float]]] = {}
+    for row in rows:
+        by_seed = values.setdefault(tuple(row[column] for column in key), {})
+        by_seed.setdefault(int(row["seed"]), []).append(float(row[name]))
+    return {cells: np.array([np.mean(by_seed[seed]) for seed in sorted(by_seed)]) for cells, by_seed in values.items()}
+
+
 def half_width(values: Sequence[float] | np.ndarray) -> float:
     """
     :param values: of the seeds

@@ -46,10 +46,7 @@ SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
 # Arguments that the network and the environments are made with
 FIXED = ("policy_class", "policy_kwargs", "use_sde", "rollout_buffer_class", "rollout_buffer_kwargs")
 # What _setup_model makes, and no file holds
-NOT_SAVED = (
-    *("_fixed", "_applied_learning_rate", "_own_controller"),
-    *("_fused", "_tried_to_compile", "_compiled_evaluate"),
-)
+NOT_SAVED = ("_fixed", "_applied_learning_rate", "_own_controller", "_fused", "_tried_to_compile", "_compiled_evaluate")
 
 
 class DAPO(Checkpoints, HubModel, PPO):
@@ -547,9 +544,9 @@ class DAPO(Checkpoints, HubModel, PPO):
         :param settings: of the loss
         :raises NonFiniteError: if one was not, and none is to be skipped
         """
-        # The only transfer from the device
         stats = summarize(visits, settings)
         n_taken = th.stack(all_taken).sum() if all_taken else th.zeros((), device=self.device)
+        # Statistics leave the device all at once
         *values, n_taken = th.stack([*stats.values(), n_taken.float()]).tolist()
         n_skipped = len(all_taken) - n_taken
         if n_skipped > 0 and self.nonfinite == "raise":
