@@ -677,8 +677,11 @@ class DAPO(Checkpoints, HubModel, PPO):
             return self.autocast
         # Whether other networks bear it, their authors know
         is_known = type(self.policy.features_extractor) is NatureCNN and self.policy.share_features_extractor
-        can_try = is_known and self._is_fast() and self.device.type == "cpu"
-        return can_try and autocast_pays(self.policy, int(self.batch_size))
+        if not (is_known and self._is_fast() and self.device.type == "cpu"):
+            return False
+        if self._autocast_pays is None:
+            self._autocast_pays = autocast_pays(self.policy, int(self.batch_size))
+        return self._autocast_pays
 
     def _is_fast(self) -> bool:
         if self.fast is not None:

@@ -81,7 +81,7 @@ def autocast_pays(policy: Any, batch_size: int) -> bool:
     """
     space, before = policy.observation_space, policy.autocast
     shape, n = space.shape, min(batch_size, 128)
-    if n * math.prod(shape) < 2**15:
+    if n * math.prod(shape) < 2**20:
         return False
     key = (type(policy.features_extractor), shape, policy.features_dim, n, th.get_num_threads())
     if key not in _AUTOCAST_PAYS:

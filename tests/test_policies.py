@@ -14,6 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 
 from sb3_dapo import DAPO
+from sb3_dapo.fast import autocast_pays
 from sb3_dapo.policies import CnnPolicy, blocks_to_channels, fast_nature_cnn, set_fast
 
 # Sizes that 4 divides, and one that it does not
@@ -239,3 +240,24 @@ def test_autocast_trains(algo: type[DAPO]) -> None:
     assert parameters.dtype == th.float32
     assert th.isfinite(parameters).all()
     assert not th.equal(parameters, flat_parameters(make(algo).learn(64)))
+
+
+@pytest.mark.parametrize("batch_size", [32, 64])
+def test_autocast_is_tried(batch_size: int) -> None:
+    space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    policy = CnnPolicy(space, spaces.Discrete(4), lambda _: 1e-3)
+    state, asked = th.get_rng_state(), set()
+    extract_features = policy.extract_features
+
+    def spy(observations: th.Tensor) -> Any:
+        asked.add((len(observations), policy.autocast))
+        return extract_features(observations)
+
+    policy.extract_features = spy
+    pays = autocast_pays(policy, batch_size)
+    assert isinstance(pays, bool)
+    assert not policy.autocast
+    assert th.equal(th.get_rng_state(), state)
+    # A trial with few images would be short, and its answer a matter of luck
+    assert asked == (set() if batch_size == 32 else {(64, False), (64, True)})
+    assert autocast_pays(policy, batch_size) == pays
