@@ -76,8 +76,8 @@ TASKS = {
     "Catch": Task(CatchEnv, (2048, 4096, 8192, 12288), CATCH, tuple(FORMS), n_games=100),
     "HalfCheetah": Task("HalfCheetah-v5", (50_000, 100_000), MUJOCO, policy="MlpPolicy"),
     "Hopper": Task("Hopper-v5", (50_000, 100_000), MUJOCO, policy="MlpPolicy"),
-    "MinAtar Breakout": Task("MinAtar/Breakout-v1", QUARTERS, MINATAR),
-    "MinAtar Asterix": Task("MinAtar/Asterix-v1", QUARTERS, MINATAR),
+    "MinAtar Breakout": Task("MinAtar/Breakout-v1", QUARTERS, MINATAR, tuple(FORMS)),
+    "MinAtar Asterix": Task("MinAtar/Asterix-v1", QUARTERS, MINATAR, tuple(FORMS)),
 }
 
 

@@ -34,11 +34,12 @@ from sb3_dapo.buffers.rollout import observation_spaces
 from sb3_dapo.checkpoint.checkpoints import Checkpoints
 from sb3_dapo.controllers import Controller
 from sb3_dapo.divergences import Divergence, get_divergence
-from sb3_dapo.fast import autocast_pays, set_fast
+from sb3_dapo.fast import bfloat16_pays, set_fast
 from sb3_dapo.faults import NonFiniteError
 from sb3_dapo.fused import FusedPolicy
 from sb3_dapo.hub import HubModel
 from sb3_dapo.loss import LossSettings, PolicyOutputs, Visit, backward, dapo_loss, loss_gradient, summarize
+from sb3_dapo.minatar import MinAtarCnn
 from sb3_dapo.policies import CnnPolicy, FastCnn, MlpPolicy, MultiInputPolicy
 
 SelfDAPO = TypeVar("SelfDAPO", bound="DAPO")
@@ -129,8 +130,9 @@ class DAPO(Checkpoints, HubModel, PPO):
     :param fast: compute networks, distributions, the gradient of the loss and Adam in faster forms, equal within float
         tolerance. ``None``: unless the settings are PPO's special case, which is equal bit for bit only in SB3's own
         forms
-    :param autocast: compute the features of images in bfloat16. ``None``: those of SB3's ``NatureCNN``, if ``fast``
-        is not False and a short trial shows that it pays on this CPU, as it does where there are units for it
+    :param autocast: compute the features of images in bfloat16. ``None``: those of SB3's ``NatureCNN`` and of
+        ``MinAtarCnn``, if ``fast`` is not False and a short trial shows that it pays on this CPU, as it does where
+        there are units for it
     :param overlap: act for one half of the environments while the other half is emulated. Needs an
         :class:`~sb3_dapo.atari_vec_env.AtariVecEnv`; pays where cores are idle while the policy acts. Samples actions
         in another order, from the same policy
@@ -662,26 +664,26 @@ class DAPO(Checkpoints, HubModel, PPO):
     def _set_form(self) -> None:
         """Have the policy compute in the form, fast or SB3's own, that the settings ask for."""
         set_fast(self.policy, self._is_fast())
+        is_fused = self._is_fast() and self._compiled_evaluate is None and self._suits_fusing()
         if isinstance(self.policy, FastCnn):
-            before, self.policy.autocast = self.policy.autocast, self._is_autocast()
+            before, self.policy.autocast = self.policy.autocast, self._is_autocast(is_fused)
             if self.verbose >= 1 and self.autocast is None and self.policy.autocast and not before:
                 print("Features are computed in bfloat16, which is faster here: `autocast=False` turns it off")
-        is_fused = self._is_fast() and self._compiled_evaluate is None and self._suits_fusing()
         self._fused = FusedPolicy(self.policy) if is_fused else None
 
     def _suits_fusing(self) -> bool:
         return FusedPolicy.suits(self.policy, (MlpPolicy, CnnPolicy))
 
-    def _is_autocast(self) -> bool:
+    def _is_autocast(self, is_fused: bool) -> bool:
         if self.autocast is not None:
             return self.autocast
         # Whether other networks bear it, their authors know
-        is_known = type(self.policy.features_extractor) is NatureCNN and self.policy.share_features_extractor
-        if not (is_known and self._is_fast() and self.device.type == "cpu"):
+        is_known = type(self.policy.features_extractor) is (MinAtarCnn if is_fused else NatureCNN)
+        if not (is_known and self.policy.share_features_extractor and self._is_fast() and self.device.type == "cpu"):
             return False
-        if self._autocast_pays is None:
-            self._autocast_pays = autocast_pays(self.policy, int(self.batch_size))
-        return self._autocast_pays
+        if self._bfloat16_pays is None:
+            self._bfloat16_pays = bfloat16_pays()
+        return self._bfloat16_pays
 
     def _is_fast(self) -> bool:
         if self.fast is not None:

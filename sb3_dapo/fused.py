@@ -119,15 +119,18 @@ class Trunk:
 
     :param extractor: the network
     :param scale: what observations are divided by
+    :param is_autocast: whether the products of matrices are computed in bfloat16
     """
 
-    def __init__(self, extractor: ReluCnn, scale: float) -> None:
+    def __init__(self, extractor: ReluCnn, scale: float, is_autocast: bool = False) -> None:
         self.layers: list[Any] = list(extractor.children())
         self.parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
         tensors = [p.detach() for p in self.parameters]
         self.weights, self.biases = tensors[::2], tensors[1::2]
         self.dtype, self.scale = self.weights[0].numpy().dtype, scale
-        self.visits: list[tuple[th.Tensor, th.Tensor]] = []  # inputs and outputs of the layers, at the last call
+        self.dtype_of_products = th.bfloat16 if is_autocast else self.weights[0].dtype
+        # Inputs, outputs and weights of the layers, at the last call
+        self.visits: list[tuple[th.Tensor, th.Tensor, th.Tensor]] = []
 
     @staticmethod
     def suits(extractor: Any) -> bool:
@@ -149,8 +152,9 @@ class Trunk:
             if weight.dim() == 4:
                 y = F.conv2d(x, weight.contiguous(memory_format=th.channels_last), bias, layer.stride)
             else:
-                y = th.addmm(bias, x, weight.t())
-            self.visits.append((x, y.relu_()))
+                x, weight = x.to(self.dtype_of_products), weight.to(self.dtype_of_products)
+                y = (x @ weight.t()).to(bias.dtype).add_(bias)
+            self.visits.append((x, y.relu_(), weight))
         return y.numpy()
 
     def floats(self, images: th.Tensor) -> np.ndarray:
@@ -185,7 +189,7 @@ class Trunk:
         """
         of_y = th.from_numpy(gradient)
         for i in reversed(range(len(self.layers))):
-            (x, y), weight = self.visits[i], self.weights[i]
+            x, y, weight = self.visits[i]
             of_weight, of_bias = map(th.from_numpy, gradients[2 * i : 2 * i + 2])
             if y.dim() > of_y.dim():
                 n, channels, height, width = y.shape
@@ -197,9 +201,10 @@ class Trunk:
                 of_weight.copy_(found[0])
                 of_bias.copy_(found[1])
             else:
-                th.mm(of_y.t(), x, out=of_weight)
                 th.sum(of_y, 0, out=of_bias)
-                of_y = of_y @ weight if i > 0 else of_y
+                of_product = of_y.to(self.dtype_of_products)
+                of_weight.copy_(of_product.t() @ x)
+                of_y = (of_product @ weight).to(of_y.dtype) if i > 0 else of_y
 
 
 def patches(images: np.ndarray, size: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
@@ -300,7 +305,9 @@ class FusedPolicy:
         self.trunk: Trunk | None = None
         if not isinstance(policy.features_extractor, FlattenExtractor):
             is_scaled = policy.normalize_images and is_image_space(space)
-            self.trunk = Trunk(policy.features_extractor, 255.0 if is_scaled else 1.0)
+            self.trunk = Trunk(
+                policy.features_extractor, 255.0 if is_scaled else 1.0, getattr(policy, "autocast", False)
+            )
             parameters = [*self.trunk.parameters, *parameters]
         self.head: GaussianHead | CategoricalHead = CategoricalHead()
         if isinstance(policy.action_dist, LeanGaussian):
@@ -326,7 +333,7 @@ class FusedPolicy:
         """
         methods = [getattr(type(policy), name, None) for name in METHODS]
         is_own = methods in [[getattr(base, name) for name in METHODS] for base in bases]
-        is_own = is_own and not set(METHODS) & set(vars(policy)) and not getattr(policy, "autocast", False)
+        is_own = is_own and not set(METHODS) & set(vars(policy))
         extractor: Any = getattr(policy, "features_extractor", None)
         mlp = getattr(policy, "mlp_extractor", None)
         if not is_own or policy.device.type != "cpu" or type(mlp) is not MlpExtractor:

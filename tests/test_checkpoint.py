@@ -288,15 +288,13 @@ def test_killed_and_resumed_equals_uninterrupted(name: str, algo: type[DAPO], tm
     assert "evaluation" in name or "train/loss" in resumed_rows.rows[min(resumed_rows.rows)]
 
 
-def test_autocast_is_not_tried_again(algo: type[DAPO], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([True])  # a second trial, as another process would make it, fails
-    monkeypatch.setattr("sb3_dapo.dapo.autocast_pays", lambda *_: next(answers))
+def test_bfloat16_is_not_tried_again(algo: type[DAPO], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_dapo.dapo.bfloat16_pays", lambda: True)
     env = make_native_atari()
     model = make_model(algo, "CnnPolicy", env, n_steps=8, batch_size=16, n_epochs=1).learn(32)
     model.save_checkpoint(tmp_path / "checkpoint", reset_envs=True)
+    monkeypatch.setattr("sb3_dapo.dapo.bfloat16_pays", lambda: False)  # as on another machine
     assert algo.load_checkpoint(tmp_path / "checkpoint", env, device="cpu").learn(16).policy.autocast
-    # Another machine may have no units for bfloat16
-    monkeypatch.setattr("sb3_dapo.dapo.autocast_pays", lambda *_: False)
     assert not algo.load(tmp_path / "checkpoint", env, device="cpu").learn(16).policy.autocast
 
 

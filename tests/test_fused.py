@@ -245,6 +245,28 @@ def test_images_of_bytes() -> None:
         th.testing.assert_close(ours, theirs.flatten(), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("extractor", [MinAtarCnn, TwoConvolutions])
+def test_products_in_bfloat16(extractor: type[ReluCnn]) -> None:
+    """Near what autocast computes, and to float32's gradient but where ReLU cuts. Acting is in float32."""
+    policy = make_cnn_policy(actions="Box", features_extractor_class=extractor)
+    images, taken = th.rand(64, *IMAGES.shape) > 0.5, th.randn(64, 3)
+    of_values, of_log_prob = th.randn(2, 64).numpy()
+    gradients, values = [], []
+    for policy.autocast in (False, True):
+        assert suits(policy)
+        fused = FusedPolicy(policy)
+        outputs = fused.evaluate(images, taken)
+        for ours, theirs in zip(outputs, policy.evaluate_actions(images, taken), strict=True):
+            th.testing.assert_close(ours, theirs.flatten(), rtol=0.02, atol=0.02)  # type: ignore[union-attr]
+        fused.adam.step = lambda: None  # type: ignore[method-assign]
+        fused.step(of_values, of_log_prob, 0.0, 1e9)
+        gradients.append(fused.adam.gradient)
+        values.append(fused.values(images[:8]))
+        assert fused.adam.gradient.dtype == th.float32
+    assert 0 < (gradients[1] - gradients[0]).norm() / gradients[0].norm() < 0.1
+    th.testing.assert_close(*values, rtol=0, atol=0)
+
+
 class OwnForward(MinAtarCnn):
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return -super().forward(observations)
@@ -253,10 +275,6 @@ class OwnForward(MinAtarCnn):
 class Padded(TwoConvolutions):
     def __init__(self, observation_space: spaces.Box) -> None:
         super().__init__(observation_space, padding=1)
-
-
-def in_bfloat16(policy: Any) -> None:
-    policy.autocast = True
 
 
 def with_another_layer(policy: Any) -> None:
@@ -272,7 +290,7 @@ def test_other_networks_for_images_are_not_fused(extractor: type[ReluCnn]) -> No
     assert not suits(make_cnn_policy(features_extractor_class=extractor))
 
 
-@pytest.mark.parametrize("change", [in_bfloat16, with_another_layer, hooked_convolution])
+@pytest.mark.parametrize("change", [with_another_layer, hooked_convolution])
 def test_changed_networks_for_images_are_not_fused(change: Callable[[Any], None]) -> None:
     policy = make_cnn_policy()
     assert suits(policy)
@@ -390,7 +408,7 @@ def train_again(n_updates: int, fast: bool, env: str, **settings: Any) -> DAPO:
     if env.startswith("MinAtar"):
         pytest.importorskip("minatar.gym").register_envs()
         policy, settings["policy_kwargs"] = "CnnPolicy", {"features_extractor_class": MinAtarCnn, "net_arch": []}
-    model = make_model(DAPO, policy, make_vec_env(env, 4, seed=0), fast=False, **settings)
+    model = make_model(DAPO, policy, make_vec_env(env, 4, seed=0), fast=False, autocast=False, **settings)
     model.learn(256)
     model.fast = fast
     np.random.seed(0)

@@ -14,13 +14,20 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 
 from sb3_dapo import DAPO
-from sb3_dapo.fast import autocast_pays
+from sb3_dapo.fast import bfloat16_pays
 from sb3_dapo.policies import CnnPolicy, blocks_to_channels, fast_nature_cnn, set_fast
 
 # Sizes that 4 divides, and one that it does not
 SIZES = [(84, 84), (36, 44), (50, 39)]
 SMALL_CNN: dict[str, Any] = {"features_extractor_kwargs": {"features_dim": 16}}
-SETTINGS: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
+SETTINGS: dict[str, Any] = {
+    "n_steps": 16,
+    "batch_size": 16,
+    "n_epochs": 2,
+    "seed": 0,
+    "device": "cpu",
+    "autocast": False,
+}
 
 
 class TinyCnn(BaseFeaturesExtractor):
@@ -242,22 +249,31 @@ def test_autocast_trains(algo: type[DAPO]) -> None:
     assert not th.equal(parameters, flat_parameters(make(algo).learn(64)))
 
 
-@pytest.mark.parametrize("batch_size", [32, 64])
-def test_autocast_is_tried(batch_size: int) -> None:
-    space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
-    policy = CnnPolicy(space, spaces.Discrete(4), lambda _: 1e-3)
-    state, asked = th.get_rng_state(), set()
-    extract_features = policy.extract_features
-
-    def spy(observations: th.Tensor) -> Any:
-        asked.add((len(observations), policy.autocast))
-        return extract_features(observations)
-
-    policy.extract_features = spy
-    pays = autocast_pays(policy, batch_size)
-    assert isinstance(pays, bool)
-    assert not policy.autocast
+def test_trial_of_bfloat16() -> None:
+    state, n_threads = th.get_rng_state(), th.get_num_threads()
+    answers = set()
+    for _ in range(3):
+        bfloat16_pays.cache_clear()
+        answers.add(bfloat16_pays())
+    assert answers in ({True}, {False})  # not a matter of luck
     assert th.equal(th.get_rng_state(), state)
-    # A trial with few images would be short, and its answer a matter of luck
-    assert asked == (set() if batch_size == 32 else {(64, False), (64, True)})
-    assert autocast_pays(policy, batch_size) == pays
+    assert th.get_num_threads() == n_threads
+
+
+@pytest.mark.parametrize("pays", [True, False])
+@pytest.mark.parametrize(
+    ("extractor", "settings", "is_known"),
+    [
+        (NatureCNN, {}, True),
+        (NatureCNN, {"fast": False}, False),
+        (NatureCNN, {"divergence_coef": 0.0, "n_rollouts": 1, "advantage": "gae"}, False),
+        (TinyCnn, {}, False),
+    ],
+)
+def test_autocast_of_known_networks(
+    extractor: Any, settings: dict[str, Any], is_known: bool, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sb3_dapo.dapo.bfloat16_pays", lambda: pays)
+    policy_kwargs = {"features_extractor_class": extractor}
+    model = make(DAPO, policy_kwargs=policy_kwargs, autocast=None, **settings).learn(32)
+    assert model.policy.autocast == (is_known and pays)

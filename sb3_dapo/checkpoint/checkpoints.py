@@ -50,7 +50,7 @@ class Checkpoints(OnPolicyAlgorithm):
 
     rollout_buffer: RolloutRing
     _policy_version: int
-    _autocast_pays: bool | None = None  # as a trial has shown: the next one might come out otherwise
+    _bfloat16_pays: bool | None = None  # as a trial on the machine where training began has shown
     _rollout_start: Moment | None = None  # of the rollout that is being collected
     _resumption: Moment | None = None  # of a loaded checkpoint, until the next rollout begins
 
@@ -95,7 +95,7 @@ class Checkpoints(OnPolicyAlgorithm):
             "format": FORMAT,
             "num_timesteps": self.num_timesteps,
             "has_trained": self._policy_version > 0,
-            "autocast_pays": self._autocast_pays,
+            "bfloat16_pays": self._bfloat16_pays,
             "frozen": [name for name, value in self.policy.named_parameters() if not value.requires_grad],
             "random_states": moment.random_states,
             "reset_seed": reset_seed,
@@ -164,7 +164,7 @@ class Checkpoints(OnPolicyAlgorithm):
     def _restore(self, training: dict[str, Any], env_state: EnvState, callbacks: dict[str, dict[str, Any]]) -> None:
         """Parameters: the entries of the checkpoint that the model was loaded from."""
         self.rollout_buffer.load_state_dict(training["ring"])
-        self._autocast_pays = training.get("autocast_pays")  # not in files of version 0.1.0
+        self._bfloat16_pays = training.get("bfloat16_pays")  # not in files of version 0.1.0
         if training["has_trained"]:
             # As the last update did: the next rollout must be collected in the same form
             self._set_form()
@@ -225,7 +225,7 @@ class Checkpoints(OnPolicyAlgorithm):
         self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_autocast_pays", "_rollout_start", "_resumption"]
+        return [*super()._excluded_save_params(), "_bfloat16_pays", "_rollout_start", "_resumption"]
 
 
 def warnings_of(env_state: EnvState, reset_envs: bool) -> list[str]:
