@@ -125,9 +125,10 @@ class Trunk:
     def __init__(self, extractor: ReluCnn, scale: float, is_autocast: bool = False) -> None:
         self.layers: list[Any] = list(extractor.children())
         self.parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
-        tensors = [p.detach() for p in self.parameters]
+        tensors, arrays = [p.detach() for p in self.parameters], [array_of(p) for p in self.parameters]
         self.weights, self.biases = tensors[::2], tensors[1::2]
-        self.dtype, self.scale = self.weights[0].numpy().dtype, scale
+        self.arrays = list(zip(arrays[::2], arrays[1::2], strict=True))
+        self.dtype, self.scale = arrays[0].dtype, scale
         self.dtype_of_products = th.bfloat16 if is_autocast else self.weights[0].dtype
         # Inputs, outputs and weights of the layers, at the last call
         self.visits: list[tuple[th.Tensor, th.Tensor, th.Tensor]] = []
@@ -168,17 +169,17 @@ class Trunk:
     def act(self, images: th.Tensor) -> np.ndarray:
         """:return: what a call returns, of few images in NumPy"""
         y = self.floats(images)
-        for layer, weight, bias in zip(self.layers, self.weights, self.biases, strict=True):
-            if weight.dim() == 4:
+        for layer, (weight, bias) in zip(self.layers, self.arrays, strict=True):
+            if weight.ndim == 4:
                 x = patches(y, layer.kernel_size, layer.stride)
-                shape, matrix = x.shape[:3], weight.numpy().transpose(2, 3, 1, 0).reshape(-1, len(bias))
+                shape, matrix = x.shape[:3], weight.transpose(2, 3, 1, 0).reshape(-1, len(bias))
             else:
                 x = y.reshape(len(y), -1)
-                shape, matrix = x.shape[:1], weight.numpy().T
+                shape, matrix = x.shape[:1], weight.T
             if x.size * len(bias) > MAX_PRODUCTS_OF_ACTING:
                 return self(images)
             y = product_in_parts(x.reshape(-1, len(matrix)), matrix)
-            y += bias.numpy()
+            y += bias
             y = relu(y).reshape(*shape, -1)
         return y
 

@@ -216,6 +216,7 @@ def test_what_was_not_measured_is_an_empty_cell(tmp_path: Path) -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_redone_and_a_rerun_gives_the_same_rows(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "run.py"), "--suite", "classic", "--env", "CartPole-v1"]
     command += ["--seeds", "1", "--jobs", "2", "--results", str(tmp_path), "--algos", "dapo"]

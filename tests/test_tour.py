@@ -40,7 +40,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
     }
 
 
-# All commands of the tour, trainings among them: five minutes on a slow machine
+# All commands of the tour, trainings among them: two minutes, five on a slow machine
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_walk_of_a_new_user(tmp_path: Path, environment: dict[str, str]) -> None:
     folder = tmp_path / "work"
