@@ -690,6 +690,15 @@ class Variant:
     n_seeds: int
 
 
+def holds_eta(algo: str) -> bool:
+    """
+    :param algo: name of an algorithm
+    :return: whether it is DAPO with a constant 1/eta or a KL target, and with no other change
+    """
+    name, *changes = algo.split("+")
+    return name in (CONSTANT, TARGET) and all(change.startswith("divergence_coef=") for change in changes)
+
+
 def variants(results: Path, suite: str) -> tuple[list[str], list[Variant]]:
     """
     :param results: folder of the results
@@ -698,16 +707,14 @@ def variants(results: Path, suite: str) -> tuple[list[str], list[Variant]]:
         if there is nothing to compare it with
     """
     rows = read_scores(results, suite)
-    regimes = [
-        regime
-        for regime in ("scarce", "untuned")
-        if not rows.empty and CONSTANT in set(rows[rows.regime == regime].algo)
-    ]
+    by_regime = {
+        regime: rows[rows.regime == regime].algo.unique() if len(rows) else () for regime in ("scarce", "untuned")
+    }
+    compared = {regime: [algo for algo in algos if holds_eta(algo)] for regime, algos in by_regime.items()}
+    regimes = [regime for regime, algos in compared.items() if CONSTANT in algos and len(algos) > 1]
     if not regimes:
         return [], []
-    rows = rows[rows.regime == regimes[0]]
-    changed = {algo: algo.split("+")[1:] for algo in rows.algo.unique() if algo.split("+")[0] in (CONSTANT, TARGET)}
-    algos = [a for a, found in changed.items() if all(change.startswith("divergence_coef=") for change in found)]
+    rows, algos = rows[rows.regime == regimes[0]], compared[regimes[0]]
     algos.sort(key=lambda algo: algo != CONSTANT)
     own = rows[rows.algo.isin(algos)]
     envs = complete_envs(own, suite)

@@ -164,6 +164,9 @@ MUJOCO = {
     "a2c": {**ON_POLICY, "n_steps": 8, "learning_rate": "lin_0.0007"},
 }
 
+# What tuning led V-trace to
+TUNED_VTRACE_OF_MUJOCO = "learning_rate=lin_0.000651+gae_lambda=0.9+uses=10+n_rollouts=2"
+
 # How 1/eta is held, the same in every suite but MinAtar, where more is tried: a constant, or a KL target
 CONTROL = {
     "A constant 1/eta or a KL target": [
@@ -281,7 +284,13 @@ SUITES = {
             "vtrace_gae": {"n_rollouts": 2},
         },
         has_published=True,
-        ablations=CONTROL,
+        ablations={
+            **CONTROL,
+            "The divergence instead of the clip, in the setting that V-trace was tuned to": [
+                "vtrace_gae",
+                f"dapo_gae+{TUNED_VTRACE_OF_MUJOCO}+divergence_coef=0.3",
+            ],
+        },
     ),
     "atari100k": Suite(
         scores=_atari(*ATARI_100K, "NameThisGame", "Phoenix"),

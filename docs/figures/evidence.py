@@ -45,6 +45,16 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
     ),
     (
         "mujoco",
+        "scarce",
+        "MuJoCo, tuned",
+        (
+            ("dapo_gae", "DAPO", "dapo_gae"),
+            ("vtrace_gae", "no divergence", "vtrace_gae"),
+            ("ppo", "PPO", "ppo_ent"),
+        ),
+    ),
+    (
+        "mujoco",
         "untuned",
         "MuJoCo, untuned",
         (
@@ -175,7 +185,7 @@ def all_suites() -> Any:
     """
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(11.0, 3.5), layout="constrained")
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(12.6, 3.5), layout="constrained")
     for (suite, regime, title, methods), axes in zip(PANELS, panels, strict=True):
         rows = report.read_scores(RESULTS, suite)
         rows = rows[(rows.regime == regime) & rows.algo.isin([algo for algo, _, _ in methods])]
@@ -190,8 +200,8 @@ def all_suites() -> Any:
         names = [f"{text}\n({len(final[algo])} seeds)" for algo, text, _ in shown]
         name_rows(axes, tuple(color for _, _, color in shown), names)
         axes.set_xlim(0, 1.2 * max(found[algo][0].high for algo, _, _ in shown))
-        axes.set_title(f"{title}, {len(envs)} {'tasks' if suite == 'mujoco' else 'games'}", loc="left", fontsize=12)
-        axes.locator_params(axis="x", nbins=4)
+        axes.set_title(f"{title}\n{len(envs)} {'tasks' if suite == 'mujoco' else 'games'}", loc="left", fontsize=11)
+        axes.locator_params(axis="x", nbins=3)
         axes.grid(axis="x", alpha=0.25)
     figure.supxlabel("score, interquartile mean (every suite has a scale of its own)", fontsize=12)
     return figure
