@@ -34,9 +34,9 @@ train: $(INSTALLED)
 	$(BIN)/sb3-dapo report --algo $(ALGO) --env $(ENV) -f $(LOGS) -n 10 --video
 	$(if $(COMPARE),$(BIN)/sb3-dapo compare --env $(ENV) --algos $(ALGO) ppo -f $(LOGS))
 
-# One thread for each of the two workers. Tests of a file stay together as far as they can: they share a Ray cluster
+# One thread for each of the two workers
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 check: $(INSTALLED) docs
 	$(BIN)/ruff check .
