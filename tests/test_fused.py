@@ -267,6 +267,18 @@ def test_products_in_bfloat16(extractor: type[ReluCnn]) -> None:
     th.testing.assert_close(*values, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
+@pytest.mark.parametrize("pays", [True, False])
+def test_bfloat16_where_it_pays(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("minatar.gym").register_envs()
+    monkeypatch.setattr("sb3_dapo.dapo.bfloat16_pays", lambda: pays)
+    policy_kwargs = {"features_extractor_class": MinAtarCnn, "net_arch": []}
+    env = make_vec_env("MinAtar/Breakout-v1", 2, seed=0)
+    model = make_model(DAPO, "CnnPolicy", env, policy_kwargs=policy_kwargs).learn(64)
+    assert model._fused is not None
+    assert model.policy.autocast == pays
+
+
 class OwnForward(MinAtarCnn):
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return -super().forward(observations)
