@@ -707,16 +707,15 @@ def variants(results: Path, suite: str) -> tuple[list[str], list[Variant]]:
         if there is nothing to compare it with
     """
     rows = read_scores(results, suite)
-    by_regime = {
-        regime: rows[rows.regime == regime].algo.unique() if len(rows) else () for regime in ("scarce", "untuned")
-    }
-    compared = {regime: [algo for algo in algos if holds_eta(algo)] for regime, algos in by_regime.items()}
-    regimes = [regime for regime, algos in compared.items() if CONSTANT in algos and len(algos) > 1]
+    if rows.empty:
+        return [], []
+    rows = rows[rows.algo.map(holds_eta)]
+    compared = {regime: own.algo.unique() for regime, own in rows.groupby("regime")}
+    regimes = [x for x in ("scarce", "untuned") if CONSTANT in compared.get(x, ()) and len(compared[x]) > 1]
     if not regimes:
         return [], []
-    rows, algos = rows[rows.regime == regimes[0]], compared[regimes[0]]
-    algos.sort(key=lambda algo: algo != CONSTANT)
-    own = rows[rows.algo.isin(algos)]
+    own = rows[rows.regime == regimes[0]]
+    algos = sorted(compared[regimes[0]], key=lambda algo: algo != CONSTANT)
     envs = complete_envs(own, suite)
     scores = score_arrays(own, algos, envs)
     found = []

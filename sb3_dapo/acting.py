@@ -1,8 +1,8 @@
 """What stands around the policy while SB3's loop collects a rollout."""
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_dapo.arguments import check
 from sb3_dapo.buffers import Rollout, RolloutRecorder
+from sb3_dapo.fast import threads
 
 PolicyOutput = tuple[th.Tensor, th.Tensor, th.Tensor]
 
@@ -88,19 +89,15 @@ class DivisibleVecEnv(Protocol):
         """Wait for some environments."""
 
 
-@contextmanager
-def few_threads(env: VecEnv) -> Iterator[None]:
+def few_threads(env: VecEnv) -> AbstractContextManager[None]:
     """
     Context in which PyTorch leaves the cores to the emulators of an ``AtariVecEnv``. After each operation its threads
     stay busy for a while, and the few observations of a step are computed as fast by one.
     """
     n_threads = th.get_num_threads()
     if isinstance(env.unwrapped, DivisibleVecEnv):
-        th.set_num_threads(max(1, min(n_threads, (os.cpu_count() or 1) - env.num_envs)))
-    try:
-        yield
-    finally:
-        th.set_num_threads(n_threads)
+        n_threads = max(1, min(n_threads, (os.cpu_count() or 1) - env.num_envs))
+    return threads(n_threads)
 
 
 def check_overlap(env: GymEnv | None, use_sde: bool) -> None:

@@ -3,6 +3,8 @@
 import ctypes
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch as th
@@ -70,14 +72,23 @@ def _blocked_kernel(weight: th.Tensor) -> th.Tensor:
     return kernel.reshape(out_channels, -1, n, n).contiguous(memory_format=th.channels_last)
 
 
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Context in which PyTorch computes in so many threads."""
+    before = th.get_num_threads()
+    th.set_num_threads(number)
+    try:
+        yield
+    finally:
+        th.set_num_threads(before)
+
+
 @cache
 def bfloat16_pays() -> bool:
     """
     :return: whether this CPU multiplies matrices clearly faster in bfloat16, as a trial shows. With units for it, that
         takes half the time, without them longer: so the answer is the same each time
     """
-    n_threads = th.get_num_threads()
-    th.set_num_threads(1)  # others at work would disturb several
     matrices = [th.ones(512, 1024, dtype=dtype) for dtype in (th.float32, th.bfloat16)]
 
     def seconds(matrix: th.Tensor) -> float:
@@ -85,8 +96,8 @@ def bfloat16_pays() -> bool:
         _ = matrix @ matrix.t()
         return time.perf_counter() - begin
 
-    times = [[seconds(matrix) for matrix in matrices] for _ in range(10)]
-    th.set_num_threads(n_threads)
+    with threads(1):  # others at work would disturb several
+        times = [[seconds(matrix) for matrix in matrices] for _ in range(10)]
     in_float32, in_bfloat16 = map(min, zip(*times, strict=True))
     return in_bfloat16 < 0.75 * in_float32
 
