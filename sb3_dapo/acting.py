@@ -1,8 +1,8 @@
 """What stands around the policy while SB3's loop collects a rollout."""
 
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_dapo.arguments import check
 from sb3_dapo.buffers import Rollout, RolloutRecorder
-from sb3_dapo.fast import threads
+from sb3_dapo.fast import in_halves, threads
 
 PolicyOutput = tuple[th.Tensor, th.Tensor, th.Tensor]
 
@@ -89,15 +89,19 @@ class DivisibleVecEnv(Protocol):
         """Wait for some environments."""
 
 
-def few_threads(env: VecEnv) -> AbstractContextManager[None]:
+@contextmanager
+def few_threads(env: VecEnv, device: th.device, overlap: bool) -> Iterator[None]:
     """
     Context in which PyTorch leaves the cores to the emulators of an ``AtariVecEnv``. After each operation its threads
-    stay busy for a while, and the few observations of a step are computed as fast by one.
+    stay busy for a while, so it has only those that the emulators do not need. If that is one, images are computed
+    in halves, unless ``overlap`` keeps the other cores busy.
     """
-    n_threads = th.get_num_threads()
+    before = n_threads = th.get_num_threads()
     if isinstance(env.unwrapped, DivisibleVecEnv):
-        n_threads = max(1, min(n_threads, (os.cpu_count() or 1) - env.num_envs))
-    return threads(n_threads)
+        n_threads = max(1, min(before, (os.cpu_count() or 1) - env.num_envs))
+    is_halved = n_threads == 1 < before and device.type == "cpu" and not overlap
+    with threads(n_threads), in_halves() if is_halved else nullcontext():
+        yield
 
 
 def check_overlap(env: GymEnv | None, use_sde: bool) -> None:

@@ -374,7 +374,7 @@ class DAPO(Checkpoints, HubModel, PPO):
                 if isinstance(source, RolloutSource):
                     return self._collect_from(source, callback)
                 recording = RecordingCallback(callback, self, self.rollout_buffer)
-                with few_threads(env), self._acting(env) as acting_env:
+                with few_threads(env, self.device, self.overlap), self._acting(env) as acting_env:
                     return super().collect_rollouts(acting_env, recording, rollout_buffer, n_rollout_steps)
         except NonFiniteError:
             raise

@@ -1,4 +1,5 @@
 import importlib.util
+import os
 import subprocess
 import sys
 import warnings
@@ -34,6 +35,8 @@ pytest.importorskip("scipy")
 
 import sb3_dapo.atari_vec_env
 from sb3_dapo import DAPO
+from sb3_dapo import fast as forms
+from sb3_dapo.acting import few_threads
 from sb3_dapo.atari_vec_env import AtariGame, AtariVecEnv
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
@@ -562,6 +565,21 @@ def test_overlap_after_a_rollout_that_was_cut_short() -> None:
     first = callback.steps[0]
     goes_on = ~first["dones"]
     np.testing.assert_array_equal(first["obs_tensor"][goes_on, 1:], first["new_obs"][goes_on, :-1])
+
+
+@pytest.mark.parametrize(
+    ("n_cpus", "overlap", "n_threads", "is_halved"),
+    [(2, False, 1, True), (2, True, 1, False), (3, False, 1, True), (4, False, 2, False), (64, False, 2, False)],
+)
+def test_acting_leaves_the_cores_to_the_emulators(
+    n_cpus: int, overlap: bool, n_threads: int, is_halved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: n_cpus)
+    env = AtariVecEnv(BREAKOUT, 2)
+    with forms.threads(2), few_threads(env, th.device("cpu"), overlap):
+        assert (th.get_num_threads(), forms._second_thread is not None) == (n_threads, is_halved)
+    assert forms._second_thread is None
+    env.close()
 
 
 def test_overlap_is_refused_where_it_cannot_be(tmp_path: Path) -> None:

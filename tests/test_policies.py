@@ -1,5 +1,6 @@
 """The faster forms of the Nature CNN and Adam compute what SB3's forms do, within float tolerance."""
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 
 from sb3_dapo import DAPO
+from sb3_dapo import fast as forms
 from sb3_dapo.fast import bfloat16_pays
 from sb3_dapo.policies import CnnPolicy, blocks_to_channels, fast_nature_cnn, set_fast
 
@@ -86,6 +88,32 @@ def test_features_and_gradients(n_channels: int, size: tuple[int, int]) -> None:
     th.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-6)
     for ours, theirs in zip(gradients(extractor, fast), gradients(extractor, plain), strict=True):
         th.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("n_images", [1, 2, 5])
+def test_features_in_halves(n_images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Acting computes them in two threads where it has one core to itself and others idle."""
+    extractor, images = NatureCNN(image_space(4, 84, 84), features_dim=32), some_images(4, 84, 84, n_images)
+    whole = fast_nature_cnn(extractor, images)
+    computed = []
+
+    def compute(extractor: NatureCNN, images: th.Tensor) -> th.Tensor:
+        computed.append((len(images), threading.get_ident(), th.get_num_threads()))
+        return whole_cnn(extractor, images)
+
+    whole_cnn = forms._fast_nature_cnn
+    monkeypatch.setattr(forms, "_fast_nature_cnn", compute)
+    with forms.threads(1), forms.in_halves():
+        with th.no_grad():
+            halved = fast_nature_cnn(extractor, images)
+        fast_nature_cnn(extractor, images).sum().backward()  # gradients want them whole
+    *halves, last = computed
+    assert sorted(n for n, _, _ in halves) == ([1] if n_images == 1 else [n_images // 2, n_images - n_images // 2])
+    assert len({thread for _, thread, _ in halves}) == len(halves)
+    assert {n_threads for _, _, n_threads in halves} == {1}
+    assert last[:2] == (n_images, threading.get_ident())
+    assert not halved.requires_grad
+    th.testing.assert_close(halved, whole.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("fast", [True, False])
