@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch as th
@@ -25,7 +26,7 @@ KEPT_BYTES = 2**30
 MAX_OLD_MMAP_THRESHOLD = 2**25
 
 # Computes one half of the images of a step, in a context of `in_halves`
-_second_thread: Executor | None = None
+_second_thread: ContextVar[Executor | None] = ContextVar("_second_thread", default=None)
 
 
 def fast_nature_cnn(extractor: NatureCNN, images: th.Tensor) -> th.Tensor:
@@ -40,11 +41,11 @@ def fast_nature_cnn(extractor: NatureCNN, images: th.Tensor) -> th.Tensor:
     :param images: bytes ``(B, C, H, W)``
     :return: features ``(B, features_dim)``, equal to the extractor's within float tolerance
     """
-    half = len(images) // 2
+    executor, half = _second_thread.get(), len(images) // 2
     # bfloat16 gains nothing by it
-    if _second_thread is None or half == 0 or th.is_grad_enabled() or th.is_autocast_enabled(images.device.type):
+    if executor is None or half == 0 or th.is_grad_enabled() or th.is_autocast_enabled(images.device.type):
         return _fast_nature_cnn(extractor, images)
-    second = _second_thread.submit(th.no_grad()(_fast_nature_cnn), extractor, images[half:])
+    second = executor.submit(th.no_grad()(_fast_nature_cnn), extractor, images[half:])
     return th.cat([_fast_nature_cnn(extractor, images[:half]), second.result()])
 
 
@@ -102,13 +103,12 @@ def in_halves() -> Iterator[None]:
     Context in which :func:`fast_nature_cnn` computes without gradients in two threads, half of the images in each.
     Unlike PyTorch's own threads, these sleep as soon as they are done.
     """
-    global _second_thread
     with ThreadPoolExecutor(1, initializer=th.set_num_threads, initargs=(1,)) as executor:
-        _second_thread = executor
+        token = _second_thread.set(executor)
         try:
             yield
         finally:
-            _second_thread = None
+            _second_thread.reset(token)
 
 
 @cache

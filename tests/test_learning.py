@@ -80,6 +80,7 @@ def test_cartpole_whatever_is_set(algo: type[DAPO], settings: dict[str, Any]) ->
     assert score(algo, "MlpPolicy", "CartPole-v1", 80_000, **{**CARTPOLE, **settings}) >= 475
 
 
+@pytest.mark.slow
 def test_pendulum(algo: type[DAPO]) -> None:
     """Its episodes never terminate: each is truncated after 200 steps. A random policy has about -1200."""
     settings = {"n_envs": 4, "n_steps": 512, "batch_size": 256, "n_epochs": 5, "n_rollouts": 2, "gamma": 0.9}
