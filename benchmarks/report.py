@@ -699,6 +699,12 @@ def holds_eta(algo: str) -> bool:
     return name in (CONSTANT, TARGET) and all(change.startswith("divergence_coef=") for change in changes)
 
 
+def other_settings(suite: str, regime: str, algo: str) -> dict[str, Any]:
+    """:return: hyperparameters but 1/eta: algorithms may be tuned apart"""
+    settings = hyperparameters(suite, regime, SUITES[suite].envs[0], algo)
+    return {name: value for name, value in settings.items() if name != "divergence_coef"}
+
+
 def variants(results: Path, suite: str) -> tuple[list[str], list[Variant]]:
     """
     :param results: folder of the results
@@ -710,11 +716,15 @@ def variants(results: Path, suite: str) -> tuple[list[str], list[Variant]]:
     if rows.empty:
         return [], []
     rows = rows[rows.algo.map(holds_eta)]
-    compared = {regime: own.algo.unique() for regime, own in rows.groupby("regime")}
+    compared = {
+        regime: [x for x in own.algo.unique() if other_settings(suite, regime, x) == constant]
+        for regime, own in rows.groupby("regime")
+        for constant in [other_settings(suite, regime, CONSTANT)]
+    }
     regimes = [x for x in ("scarce", "untuned") if CONSTANT in compared.get(x, ()) and len(compared[x]) > 1]
     if not regimes:
         return [], []
-    own = rows[rows.regime == regimes[0]]
+    own = rows[(rows.regime == regimes[0]) & rows.algo.isin(compared[regimes[0]])]
     algos = sorted(compared[regimes[0]], key=lambda algo: algo != CONSTANT)
     envs = complete_envs(own, suite)
     scores = score_arrays(own, algos, envs)

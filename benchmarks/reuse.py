@@ -110,6 +110,10 @@ SUSPECTS = {
     "Adam, betas 0.9, 0.99": Suspect(policy_kwargs={"optimizer_kwargs": {"eps": ADAM_EPS, "betas": (0.9, 0.99)}}),
     "entropy bonus x 4": Suspect({"ent_coef": 0.02}),
     "minibatches of 1,024": Suspect({"batch_size": 1024}),
+    # What these two bring together, and with fewer uses
+    "Adam forgets, minibatches of 1,024": Suspect({"forgets": True, "batch_size": 1024}),
+    "8 uses, Adam forgets": Suspect({"forgets": True}, uses=8),
+    "8 uses, minibatches of 1,024": Suspect({"batch_size": 1024}, uses=8),
 }
 
 
@@ -246,7 +250,7 @@ def main() -> None:
         runs = [{"game": game, "suspect": suspect, "seed": seed} for seed, suspect, game in cases]
         for row in train_missing(args.output, COLUMNS, runs, train, is_last):
             if is_last(row):
-                run = f"{row['game']:9} {row['suspect']:28} seed {row['seed']}"
+                run = f"{row['game']:9} {row['suspect']:34} seed {row['seed']}"
                 print(f"{run}  {float(row['score']):6.2f}  KL {float(row['kl']):.4f}", flush=True)
     write_table(args.output, table)
     draw(read_csv(args.output))

@@ -286,9 +286,10 @@ SUITES = {
         has_published=True,
         ablations={
             **CONTROL,
-            "The divergence instead of the clip, in the setting that V-trace was tuned to": [
+            "The divergence instead of the clip or beside it, in the setting that V-trace was tuned to": [
                 "vtrace_gae",
                 f"dapo_gae+{TUNED_VTRACE_OF_MUJOCO}+divergence_coef=0.3",
+                f"dapo+advantage=vtrace_gae+{TUNED_VTRACE_OF_MUJOCO}+clip_range=0.3+divergence_coef=0.1",
             ],
         },
     ),
@@ -302,12 +303,17 @@ SUITES = {
         learning_rates=(1e-4, 2e-3),
         lambdas=(0.8, 0.9, 0.95),
         final_games=100,
-        # What the first search on MinAtar led every algorithm to, and the paper's lambda
         of_algorithm={
             "dapo_gae": {"n_rollouts": 2, "divergence_coef": 0.3},
             "vtrace_gae": {"n_rollouts": 2},
         },
-        ablations=CONTROL,
+        ablations={
+            **CONTROL,
+            "In the setting of the preset": [
+                f"{algo}+learning_rate=lin_0.0005+gae_lambda=0.9"
+                for algo in ("ppo_fast", "dapo_gae", "dapo_kl+divergence_coef=dual_0.04")
+            ],
+        },
     ),
     "atari5": Suite(
         scores=_atari("BattleZone", "DoubleDunk", "NameThisGame", "Phoenix", "Qbert"),

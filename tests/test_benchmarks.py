@@ -571,7 +571,10 @@ def test_report_compares_kl_targets_with_the_constant_of_each_suite(
         for env in ("HalfCheetah-v5", "Hopper-v5"):
             low, high = suites.SUITES["mujoco"].scores[env]
             for seed in (1, 2):
-                rows += rows_of(store.Run("mujoco", "untuned", env, algo, seed), [low, low + (high - low) * normalized])
+                scores = [low, low + (high - low) * normalized]
+                rows += rows_of(store.Run("mujoco", "untuned", env, algo, seed), scores)
+                if "+" not in algo:  # tuned apart, so that more than 1/eta differs
+                    rows += rows_of(store.Run("mujoco", "scarce", env, algo, seed), scores)
     store.write_csv(tmp_path / "mujoco.csv", store.COLUMNS, map(store.format_row, rows))
     path = report.recipe(tmp_path, tmp_path / "figures")
     assert path is not None
