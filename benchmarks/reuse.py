@@ -194,7 +194,7 @@ def table(rows: Sequence[Row]) -> str:
         overall = normalized(means["score"], suspect)
         if len(overall):
             scores = [f"{means['score'][game, suspect].mean():.1f}" for game in GAMES]
-            spread = f" ± {half_width(overall):.2f}" if len(overall) > 1 else ""
+            spread = f" ± {half_width(overall):.2f}" if len(overall) > 2 else ""  # of two it says nothing
             measured = [np.mean([means[name][game, suspect].mean() for game in GAMES]) for name in MEASURES[1:]]
             formats = zip(measured, (".3f", ".2f", ".2f", ".0f", ".0%"), strict=True)
             cells = [*scores, f"{overall.mean():.2f}{spread}", str(len(overall)), *(f"{x:{how}}" for x, how in formats)]
@@ -223,9 +223,9 @@ def draw(rows: Sequence[Row]) -> None:
         right.plot(shares, places, marker, label=label, markersize=4)
     left.axvline(dict(named)["16 uses"].mean() if "16 uses" in dict(named) else 0, color="#bdbdbd", linewidth=1)
     left.set_yticks(places, [name for name, _ in named])
-    left.set_xlabel("normalized score, mean of three games")
-    right.set_xlabel("variance of returns explained")
-    right.legend(frameon=False, fontsize=8)
+    left.set_xlabel("score, mean of three games")
+    right.set_xlabel("variance explained")
+    right.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     for axis in (left, right):
         axis.grid(alpha=0.2)
         axis.spines[["top", "right"]].set_visible(False)

@@ -291,6 +291,17 @@ SUITES = {
                 f"dapo_gae+{TUNED_VTRACE_OF_MUJOCO}+divergence_coef=0.3",
                 f"dapo+advantage=vtrace_gae+{TUNED_VTRACE_OF_MUJOCO}+clip_range=0.3+divergence_coef=0.1",
             ],
+            "Shorter rollouts, as tuned and more of them kept": [
+                "dapo_kl",
+                *(f"dapo_kl+n_steps={n_steps}+n_rollouts={k}+uses=8" for n_steps, k in ((256, 4), (128, 8))),
+                "ppo",
+                "ppo+n_steps=128",
+            ],
+            "Larger minibatches, as tuned and with more uses": [
+                "dapo_kl",
+                "dapo_kl+batch_size=256",
+                "dapo_kl+batch_size=256+uses=20",
+            ],
         },
     ),
     "atari100k": Suite(

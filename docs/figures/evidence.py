@@ -49,6 +49,7 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
         "MuJoCo, tuned",
         (
             ("dapo_gae", "DAPO", "dapo_gae"),
+            ("dapo_kl", "with KL target", "dapo_gae"),
             ("vtrace_gae", "no divergence", "vtrace_gae"),
             ("ppo", "PPO", "ppo_ent"),
         ),
