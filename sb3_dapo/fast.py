@@ -61,9 +61,9 @@ def _fast_nature_cnn(extractor: NatureCNN, images: th.Tensor) -> th.Tensor:
     else:
         images = images.contiguous(memory_format=th.channels_last).to(dtype)
         x = F.conv2d(images, weight.contiguous(memory_format=th.channels_last), first.bias, stride=BLOCK)
-    for layer in (*others, *extractor.linear):
-        x = F.relu_(x) if isinstance(layer, th.nn.ReLU) else layer(x)
-    return x
+    for layer in others:
+        x = layer(x)
+    return extractor.linear(x)
 
 
 def blocks_to_channels(images: th.Tensor) -> th.Tensor:
