@@ -699,10 +699,11 @@ def holds_eta(algo: str) -> bool:
     return name in (CONSTANT, TARGET) and all(change.startswith("divergence_coef=") for change in changes)
 
 
-def other_settings(suite: str, regime: str, algo: str) -> dict[str, Any]:
-    """:return: hyperparameters but 1/eta: algorithms may be tuned apart"""
-    settings = hyperparameters(suite, regime, SUITES[suite].envs[0], algo)
-    return {name: value for name, value in settings.items() if name != "divergence_coef"}
+def is_tuned_alike(suite: str, regime: str, algo: str) -> bool:
+    """:return: whether all but 1/eta is as with the constant: algorithms may be tuned apart"""
+    settings = [hyperparameters(suite, regime, SUITES[suite].envs[0], x) for x in (algo, CONSTANT)]
+    ours, constant = ({**values, "divergence_coef": None} for values in settings)
+    return ours == constant
 
 
 def variants(results: Path, suite: str) -> tuple[list[str], list[Variant]]:
@@ -717,9 +718,8 @@ def variants(results: Path, suite: str) -> tuple[list[str], list[Variant]]:
         return [], []
     rows = rows[rows.algo.map(holds_eta)]
     compared = {
-        regime: [x for x in own.algo.unique() if other_settings(suite, regime, x) == constant]
+        regime: [algo for algo in own.algo.unique() if is_tuned_alike(suite, regime, algo)]
         for regime, own in rows.groupby("regime")
-        for constant in [other_settings(suite, regime, CONSTANT)]
     }
     regimes = [x for x in ("scarce", "untuned") if CONSTANT in compared.get(x, ()) and len(compared[x]) > 1]
     if not regimes:
