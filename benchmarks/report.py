@@ -10,6 +10,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,7 +52,7 @@ PAIRS = (
 # Of many algorithms only these have curves and profiles: more could not be told apart
 CURVES = ("ppo_ent", "ppo", "a2c", "geppo_published", "vtrace_gae", "dapo_gae_1step", "dapo_gae", "dapo_kl", "sac")
 
-# With more environments than this they are the rows of a table
+# With more environments than this they are the rows of a table, and intervals of one seed are over them
 MANY_ENVS = 8
 # The question of one recipe for all suites: a constant 1/eta against a KL target that a controller holds
 CONSTANT, TARGET = "dapo_gae", "dapo_kl"
@@ -160,18 +161,27 @@ def estimates(scores: Mapping[Key, Any], function: Callable[..., Any]) -> dict[K
     """
     :param scores: normalized scores by algorithm, `(n_seeds, n_envs, ...)`, or pairs of them
     :param function: turns them into numbers, of a bootstrap sample too
-    :return: estimates of the numbers
+    :return: estimates of the numbers. Their intervals are over seeds, and over games where there is one seed of many
     """
     found = {}
     for name, own in scores.items():
+        parts = own if isinstance(own, tuple) else (own,)
+        over_games = parts[0].shape[1] > MANY_ENVS and all(len(part) == 1 for part in parts)
+        if over_games:  # the same ones for both of a pair
+            own = np.stack(parts, axis=-1)
         # rliable draws from NumPy's global generator, whatever `random_state` it is given. Each starts anew, so that an
         # interval stays as it is when others come to a table
         np.random.seed(0)
         points, intervals = library.get_interval_estimates(
-            {name: own}, lambda *x: np.atleast_1d(function(*x)), reps=REPS
+            {name: own}, partial(_numbers, function, over_games), task_bootstrap=over_games, reps=REPS
         )
         found[name] = [Estimate(*map(float, values)) for values in zip(points[name], *intervals[name], strict=True)]
     return found
+
+
+def _numbers(function: Callable[..., Any], is_stacked: bool, *samples: Array) -> Array:
+    """What a function says of bootstrap samples, which may lie in the last axis of a single one."""
+    return np.atleast_1d(function(*(np.moveaxis(samples[0], -1, 0) if is_stacked else samples)))
 
 
 def arrays(found: Mapping[str, list[Estimate]]) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -501,13 +511,14 @@ def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, f
     xlabel = "Environment steps" if same_length else "Environment steps, %"
     steps = np.linspace(0, ends.max() if same_length else 100, rows.step.max() + 1)[1:]
     published = read_published(results, suite)
+    of_one = "or games where there is" if len(envs) > MANY_ENVS else "none where there is"
     # A single algorithm has nothing to be seen beside
     drawn = draw(compared, steps, xlabel, figures, f"{suite}_{regime}") if len(compared.scores) > 1 else []
 
     parts = [
         f"### `{suite}`, {regime}",
         f"{length[0].upper()}{length[1:]}. Normalized scores: {SUITES[suite].normalization}. Intervals: 95 %, of a "
-        f"stratified bootstrap over seeds, none where there is one seed.{machines(results, suite, regime)}",
+        f"stratified bootstrap over seeds, {of_one} one seed.{machines(results, suite, regime)}",
         table(rows, compared),
         games_table(suite, compared, published),
         published_line(published),

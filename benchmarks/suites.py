@@ -320,10 +320,7 @@ SUITES = {
         },
         ablations={
             **CONTROL,
-            "In the setting of the preset": [
-                f"{algo}+learning_rate=lin_0.0005+gae_lambda=0.9"
-                for algo in ("ppo_fast", "dapo_gae", "dapo_kl+divergence_coef=dual_0.04")
-            ],
+            "PPO's clip": ["ppo_fast", "ppo_fast+clip_range=lin_0.1"],
         },
     ),
     "atari5": Suite(

@@ -466,6 +466,19 @@ def test_estimates_are_those_of_rliable() -> None:
     assert found.low < found.value < found.high
 
 
+def test_intervals_of_one_seed_of_many_games_are_over_games() -> None:
+    scores = np.random.default_rng(0).normal(size=(1, 12))
+    (found,) = report.estimates({"": scores}, report.iqm)[""]
+    assert found.low < found.value == report.iqm(scores) < found.high
+    # Of a pair the same games are drawn: one that is always better has no other probability
+    (better,) = report.estimates({"": (scores + 0.1, scores)}, report.improvement)[""]
+    assert (better.low, better.value, better.high) == (1, 1, 1)
+    (mixed,) = report.estimates({"": (scores, np.zeros((1, 12)))}, report.improvement)[""]
+    assert mixed.low < mixed.value == (scores > 0).mean() < mixed.high
+    (few,) = report.estimates({"": scores[:, :8]}, report.iqm)[""]
+    assert few.low == few.value == few.high
+
+
 def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "REPS", 50)
     monkeypatch.setattr(suites, "TUNED", tmp_path)
