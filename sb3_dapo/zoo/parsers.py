@@ -159,7 +159,7 @@ class TrainParser(Parser):
         text += "with the same arguments unless others are given"
         super().add_argument("--resume", action="store_true", help=text)
         text = "hyperparameters that go together, chosen by the kind of environment. scarce: for few steps, old "
-        text += "rollouts are used again. --hyperparams win. Other algorithms take those that they share with DAPO"
+        text += "rollouts are used again. --hyperparams win. PPO takes those that it shares with DAPO"
         super().add_argument("--preset", choices=list(PRESETS), help=text)
         self._add_actors()
         given, _ = self.parse_known_args(args)
