@@ -286,7 +286,8 @@ class DAPO(Checkpoints, HubModel, PPO):
             check(name, getattr(self, name), starts_at_zero, "a space that starts at 0")
         if self.policy_loss == "marwil":
             coef = self.divergence_coef
-            check("divergence_coef", coef, callable(coef) or coef > 0, "greater than 0, as policy_loss='marwil'")
+            is_positive = isinstance(coef, Controller) or (max(coef(1.0), coef(0.0)) if callable(coef) else coef) > 0
+            check("divergence_coef", coef, is_positive, "greater than 0, as policy_loss='marwil'")
         if self.advantage != "gae":
             check("rho_bar", self.rho_bar, self.rho_bar >= self.c_bar, f"at least `c_bar` ({self.c_bar})")
         if self.normalize_advantage:
@@ -348,13 +349,17 @@ class DAPO(Checkpoints, HubModel, PPO):
                 "'vtrace' and 'vtrace_gae' are corrected for that.",
                 stacklevel=3,
             )
-        n_transitions = self.n_rollouts * self.n_steps * self.n_envs
+        factors = {"n_rollouts": self.n_rollouts, "n_steps": self.n_steps, "n_envs": self.n_envs}
+        n_sources = self._ring_settings()["n_sources"]
+        if n_sources > 1:
+            factors["n_sources"] = n_sources
+        n_transitions = math.prod(factors.values())
         rest = n_transitions % self.batch_size
         if rest > 0:
             warnings.warn(
                 f"The last minibatch of every epoch will have {rest} transitions instead of {self.batch_size}, as "
-                "`batch_size` is not a factor of n_rollouts * n_steps * n_envs = "
-                f"{self.n_rollouts} * {self.n_steps} * {self.n_envs} = {n_transitions}. One that is would be better.",
+                f"`batch_size` is not a factor of {' * '.join(factors)} = "
+                f"{' * '.join(map(str, factors.values()))} = {n_transitions}. One that is would be better.",
                 stacklevel=3,
             )
 
@@ -434,6 +439,7 @@ class DAPO(Checkpoints, HubModel, PPO):
     def _compile(self) -> None:
         """Compile the policy for acting and for learning, or warn and leave it as it is."""
         # The checks of torch's distributions look at values, which would cut the compiled graph
+        are_checked = th.distributions.Distribution._validate_args
         th.distributions.Distribution.set_default_validate_args(False)
         mode = "reduce-overhead" if self.device.type == "cuda" else "default"
         observations = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
@@ -446,6 +452,7 @@ class DAPO(Checkpoints, HubModel, PPO):
                 compiled(observations, actions)
             self._compiled_evaluate = compiled
         except Exception as error:
+            th.distributions.Distribution.set_default_validate_args(are_checked)
             self.policy._compiled_call_impl = None  # undoes Module.compile
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             warnings.warn(f"The policy is not compiled, as torch.compile failed: {reason}", stacklevel=2)
@@ -462,6 +469,8 @@ class DAPO(Checkpoints, HubModel, PPO):
         settings = self._loss_settings()
         parameters = list(self.policy.parameters())
         ring = self.rollout_buffer
+        if ring.is_collected:  # by the policy as it is, also by whoever collects without `collect_rollouts`
+            ring.acting_version = self._policy_version
         ring.join()
 
         all_visits: list[Visit] = []
@@ -672,7 +681,8 @@ class DAPO(Checkpoints, HubModel, PPO):
         self._fused = FusedPolicy(self.policy) if is_fused else None
 
     def _suits_fusing(self) -> bool:
-        return FusedPolicy.suits(self.policy, (MlpPolicy, CnnPolicy))
+        # An own `_evaluate` needs autograd
+        return type(self)._evaluate is DAPO._evaluate and FusedPolicy.suits(self.policy, (MlpPolicy, CnnPolicy))
 
     def _is_autocast(self, is_fused: bool) -> bool:
         if self.autocast is not None:

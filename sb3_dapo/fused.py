@@ -6,7 +6,6 @@ operation, to record and to undo it, than to compute it: those of ``MlpPolicy`` 
 import math
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,8 @@ MAX_PRODUCTS = 2**18
 # The same for each part of a larger product, and for all of it
 MAX_PRODUCTS_OF_PART, MAX_PRODUCTS_OF_ACTING = 2**19, 2**22
 # Methods of a policy that must be SB3's own
-METHODS = ("forward", "evaluate_actions", "extract_features", "_get_action_dist_from_latent", "get_distribution")
+METHODS = ("forward", "evaluate_actions", "predict_values", "extract_features")
+METHODS += ("_get_action_dist_from_latent", "get_distribution")
 # Logits of what is not allowed: sb3-contrib's
 MASKED_LOGIT = -1e8
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -161,7 +161,7 @@ class Trunk:
     def floats(self, images: th.Tensor) -> np.ndarray:
         """:return: images as the first layer is given them"""
         # NumPy converts bools six times as fast as PyTorch
-        x = images.numpy().astype(self.dtype)
+        x = images.numpy().astype(self.dtype, order="C")
         if self.scale != 1:
             x /= self.scale
         return x
@@ -316,6 +316,7 @@ class FusedPolicy:
             parameters.append(policy.log_std)
         self.is_flat = isinstance(space, spaces.Box) and len(space.shape) == 1
         self.adam = FlatAdam(policy.optimizer, parameters)
+        self.parameters, self.places = parameters, [parameter.data_ptr() for parameter in parameters]
         n_trunk = 0 if self.trunk is None else len(self.trunk.parameters)
         n_actor, gradients = n_trunk + len(self.actor.parameters), self.adam.gradients
         self.gradients = (gradients[:n_trunk], gradients[n_trunk:n_actor], gradients[n_actor:])
@@ -361,7 +362,9 @@ class FusedPolicy:
             return self.trunk.act(observations) if is_acting else self.trunk(observations)  # type: ignore[arg-type]
         if self.is_flat and isinstance(observations, th.Tensor) and observations.dtype == th.float32:
             return observations.numpy()
-        return self.policy.extract_features(observations).numpy()
+        features = self.policy.extract_features(observations)
+        # Two that are equal, if policy and value function have one each
+        return (features[0] if isinstance(features, tuple) else features).numpy()
 
     def outputs(self, features: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
         """:return: means or logits, those of what is not allowed very small"""
@@ -425,6 +428,10 @@ class FusedPolicy:
             self.adam.step()
         return norm
 
+    def is_outdated(self) -> bool:
+        """:return: whether parameters have been given other memory, as SB3's ``load_from_vector`` does"""
+        return [parameter.data_ptr() for parameter in self.parameters] != self.places
+
     @contextmanager
     def acting(self) -> Iterator[None]:
         """Context in which a call of the policy for acting is answered from here."""
@@ -437,22 +444,21 @@ class FusedPolicy:
 
 class FusedForward:
     """
-    Stands for a policy's ``forward``. Who wants gradients or the mode gets the policy's own, and copies of the policy
-    have theirs.
+    Stands for a policy's ``forward``. Who wants gradients or the mode, or has replaced the parameters, gets the policy's
+    own, and copies of the policy have theirs.
     """
 
     def __init__(self, fused: FusedPolicy) -> None:
         self.fused = fused
 
     def __call__(self, observations: PyTorchObs, deterministic: bool = False, **kwargs: Any) -> Any:
-        if deterministic or th.is_grad_enabled():
+        if deterministic or th.is_grad_enabled() or self.fused.is_outdated():
             policy = self.fused.policy
             return type(policy).forward(policy, observations, deterministic, **kwargs)
         return self.fused.act(observations, **kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
-        policy = memo[id(self.fused.policy)]
-        return MethodType(type(policy).forward, policy)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.fused.policy, "forward")  # its class's: while it is copied it has no other
 
 
 class FlatAdam:

@@ -24,6 +24,7 @@ def test_policy_that_cannot_be_compiled(algo: type[DAPO], monkeypatch: pytest.Mo
     with pytest.warns(UserWarning, match=f"The policy is not compiled, as torch.compile failed: {reason}$"):
         model.learn(128)
     np.testing.assert_array_equal(model.policy.parameters_to_vector(), plain.policy.parameters_to_vector())
+    assert th.distributions.Distribution._validate_args  # as before
 
 
 @pytest.mark.slow

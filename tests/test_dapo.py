@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algos import make_model
+from algos import flat_parameters, make_model
 from envs import RandomEnv
 from formulas import CONTINUES, INF, TERMINATED, TRUNCATED, Batch, divergence_sums, vtrace_sums
 from gymnasium import spaces
@@ -549,6 +549,22 @@ class StopAfterOneMinibatch(DAPO):
         return values, log_prob, entropy
 
 
+class HalfTheValues(DAPO):
+    """Evaluates minibatches in a way of its own."""
+
+    def _evaluate(self, samples: Any) -> Any:
+        values, log_prob, entropy = super()._evaluate(samples)
+        return values / 2, log_prob, entropy
+
+
+def test_an_own_evaluation_has_its_gradient() -> None:
+    fast, plain = (
+        make_model(HalfTheValues, "MlpPolicy", "CartPole-v1", fast=fast).learn(128) for fast in (None, False)
+    )
+    assert fast._fused is None
+    th.testing.assert_close(flat_parameters(fast), flat_parameters(plain), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("settings", [{"target_kl": 1e-9}, {"clip_center": "old"}, {"clip_range_vf": 0.1}], ids=str)
 def test_an_update_is_measured_from_the_policy_that_it_begins_with(settings: dict[str, Any]) -> None:
     """Of older rollouts too, whose last visits are several steps of the optimizer old."""
@@ -586,6 +602,16 @@ def test_warning_of_truncated_minibatches(n_rollouts: int, batch_size: int, rest
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             make()
+
+
+def test_no_warning_where_rollouts_of_several_sources_fill_the_minibatches() -> None:
+    env = make_vec_env("CartPole-v1", 2)
+    env.n_sources = 4  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DAPO("MlpPolicy", env, n_steps=32, batch_size=256)
+    with pytest.warns(UserWarning, match=r"n_rollouts \* n_steps \* n_envs \* n_sources = 1 \* 32 \* 2 \* 4 = 256"):
+        DAPO("MlpPolicy", env, n_steps=32, batch_size=100)
 
 
 def test_warning_of_advantages_of_older_policies() -> None:
@@ -671,6 +697,10 @@ def test_temperature_of_zero(algo: type[DAPO]) -> None:
     """MARWIL's loss divides by it; a schedule may end there."""
     make = partial(make_model, algo, "MlpPolicy", "CartPole-v1", policy_loss="marwil")
     check_refused("divergence_coef", 0.0, lambda: make(divergence_coef=0.0))
+    model = make_model(algo, "MlpPolicy", "CartPole-v1", divergence_coef=0.0)
+    model.policy_loss = "marwil"
+    with pytest.raises(ValueError, match="`divergence_coef` must be greater than 0"):
+        model.learn(64)
     model = make(divergence_coef=lambda progress: max(progress - 0.5, 0.0))
     model.learn(4 * 64)
     assert model.divergence_coef(model._current_progress_remaining) == 0.0  # type: ignore[operator]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from algos import flat_parameters, make_model
+from envs import RandomEnv
 from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
@@ -238,10 +239,11 @@ def test_images_of_bytes() -> None:
     policy = ActorCriticPolicy(space, ACTIONS["Box"], lambda _: 1e-2, features_extractor_class=TwoConvolutions)
     set_fast(policy, True)
     assert suits(policy)
-    images, taken = th.randint(256, (5, 10, 9, 3), dtype=th.uint8), th.randn(5, 3)
-    for ours, theirs in zip(
-        FusedPolicy(policy).evaluate(images, taken), policy.evaluate_actions(images, taken), strict=True
-    ):
+    images, taken = th.randint(256, (5, 9, 10, 3), dtype=th.uint8).transpose(1, 2), th.randn(5, 3)
+    assert not images.is_contiguous()  # an environment may return such
+    fused = FusedPolicy(policy)
+    th.testing.assert_close(fused.values(images), policy.predict_values(images), rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(fused.evaluate(images, taken), policy.evaluate_actions(images, taken), strict=True):
         th.testing.assert_close(ours, theirs.flatten(), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
 
 
@@ -345,6 +347,8 @@ def test_a_policy_that_acts_is_still_the_policy() -> None:
             parameter.zero_()
         assert th.equal(copied(observations)[1], th.zeros(6, 1))
         assert not th.equal(policy(observations)[1], th.zeros(6, 1))
+        policy.load_from_vector(np.zeros_like(policy.parameters_to_vector()))  # gives the parameters other memory
+        assert th.equal(policy(observations)[1], th.zeros(6, 1))
 
 
 class Negative(FlattenExtractor):
@@ -359,6 +363,13 @@ class OwnPolicy(ActorCriticPolicy):
 
     def evaluate_actions(self, *args: Any) -> Any:
         return super().evaluate_actions(*args)
+
+
+class OwnValues(ActorCriticPolicy):
+    """With values of its own."""
+
+    def predict_values(self, *args: Any) -> Any:
+        return super().predict_values(*args)
 
 
 def hooked(policy: ActorCriticPolicy) -> None:
@@ -388,6 +399,7 @@ def with_norm(policy: ActorCriticPolicy) -> None:
         ("MlpPolicy", {"activation_fn": th.nn.ELU}, None),
         ("MlpPolicy", {"features_extractor_class": Negative}, None),
         (OwnPolicy, {}, None),
+        (OwnValues, {}, None),
         ("MlpPolicy", {}, hooked),
         ("MlpPolicy", {}, watched),
         ("MlpPolicy", {}, frozen),
@@ -409,6 +421,23 @@ def test_other_policies_are_not_fused(
     model.learn(64)
     assert model._fused is None
     assert not th.equal(before, flat_parameters(model))
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.Box(-1, 1, (4,), np.float64), spaces.Box(-1, 1, (3, 3))])
+def test_observations_that_become_flat_floats(space: spaces.Space[Any]) -> None:
+    """Also by two extractors."""
+    models = [
+        make_model(
+            DAPO,
+            "MlpPolicy",
+            make_vec_env(lambda: RandomEnv(space, spaces.Discrete(2)), 2, seed=0),
+            policy_kwargs={"share_features_extractor": False},
+            fast=fast,
+        ).learn(256)
+        for fast in (True, False)
+    ]
+    assert models[0]._fused is not None and models[1]._fused is None
+    th.testing.assert_close(*map(flat_parameters, models), rtol=1e-3, atol=1e-4)
 
 
 # --- training -------------------------------------------------------------------------------------

@@ -351,6 +351,7 @@ def test_own_collection(algo: type[DAPO], settings: dict[str, Any]) -> None:
         model.train()
     actions, _ = model.predict(observations.repeat(100, axis=0), deterministic=False)
     assert actions.mean() > 0.9
+    assert model.logger.name_to_value["train/policy_lag"] == (model.n_rollouts - 1) / 2
 
 
 def test_own_collection_equals_ppo() -> None:
