@@ -36,7 +36,7 @@ class RolloutSource(Protocol):
 class RecordingCallback(CallbackList):
     """
     The callback of a rollout: the user's, and after it the recorder's look at what the environments answered and the
-    user's has changed in it.
+    user's has changed in it. The user's finds the model with its policy, whatever stands for that in SB3's loop.
     """
 
     def __init__(self, callback: BaseCallback, model: BaseAlgorithm, recorder: RolloutRecorder) -> None:
@@ -44,14 +44,39 @@ class RecordingCallback(CallbackList):
         self.model = model
         self.recorder = recorder
 
+    def _on_rollout_start(self) -> None:
+        with self._users_view():
+            super()._on_rollout_start()
+
     def _on_step(self) -> bool:
-        goes_on = super()._on_step()
+        with self._users_view():
+            goes_on = super()._on_step()
         self.recorder.record_step(*(self.locals[name] for name in ("new_obs", "rewards", "dones", "infos")))
         return goes_on
 
+    def _on_rollout_end(self) -> None:
+        with self._users_view():
+            super()._on_rollout_end()
+
+    @contextmanager
+    def _users_view(self) -> Iterator[None]:
+        """Context in which an :class:`ActingPolicy` is out of the way, which takes every call for a step to record."""
+        acting = self.model.policy
+        if not isinstance(acting, ActingPolicy):
+            yield
+            return
+        self.model.policy = acting.policy
+        try:
+            yield
+        finally:
+            self.model.policy = acting
+
 
 class ActingPolicy:
-    """Stands for a policy while SB3's loop collects: for all but what is overridden here, it is the policy."""
+    """
+    Stands for a policy where SB3's loop asks it, not in callbacks. For all but what is overridden here, it is the
+    policy.
+    """
 
     env: VecEnv
     """What SB3's loop steps."""

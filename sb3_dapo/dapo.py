@@ -295,6 +295,8 @@ class DAPO(Checkpoints, HubModel, PPO):
             check("batch_size", self.batch_size, self.batch_size > 1, f"at least 2, {reason}")
             rollout = f"n_steps={self.n_steps} * n_envs={self.n_envs}"
             check("n_steps * n_envs", rollout, self.n_steps * self.n_envs > 1, f"at least 2, {reason}")
+        is_free = type(self).acting_policy_class is None
+        check("overlap", self.overlap, is_free or not self.overlap, "False, as this policy acts in a way of its own")
         is_cnn = issubclass(self.policy_class, FastCnn)
         check("autocast", self.autocast, is_cnn or not self.autocast, "False for policies other than CnnPolicy")
         buffer_class = self.rollout_buffer_class

@@ -27,8 +27,10 @@ MAX_PRODUCTS = 2**18
 # The same for each part of a larger product, and for all of it
 MAX_PRODUCTS_OF_PART, MAX_PRODUCTS_OF_ACTING = 2**19, 2**22
 # Methods of a policy that must be SB3's own
-METHODS = ("forward", "evaluate_actions", "predict_values", "extract_features")
-METHODS += ("_get_action_dist_from_latent", "get_distribution")
+METHODS = (
+    *("forward", "evaluate_actions", "predict_values", "extract_features"),
+    *("_get_action_dist_from_latent", "get_distribution"),
+)
 # Logits of what is not allowed: sb3-contrib's
 MASKED_LOGIT = -1e8
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -444,8 +446,8 @@ class FusedPolicy:
 
 class FusedForward:
     """
-    Stands for a policy's ``forward``. Who wants gradients or the mode, or has replaced the parameters, gets the policy's
-    own, and copies of the policy have theirs.
+    Stands for a policy's ``forward``. Who wants gradients or the mode, or has replaced the parameters, gets the
+    policy's own, and copies of the policy have theirs.
     """
 
     def __init__(self, fused: FusedPolicy) -> None:

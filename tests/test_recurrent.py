@@ -407,7 +407,7 @@ def test_parameters_of_recurrent_ppo_are_understood() -> None:
         ({"sequence_length": 12}, r"`sequence_length` must be a factor of `n_steps` \(32\), got 12"),
         ({"batch_size": 20}, r"`batch_size` must be a multiple of the steps of a sequence \(8\), got 20"),
         ({"batch_size": 4}, r"`batch_size` must be a multiple of the steps of a sequence \(8\), got 4"),
-        ({"overlap": True}, "`overlap` must be False for recurrent policies, got True"),
+        ({"overlap": True}, "`overlap` must be False, as this policy acts in a way of its own, got True"),
         ({"compile": True}, "`compile` must be False for recurrent policies, got True"),
         ({"autocast": True}, "`autocast` must be False for policies other than"),
         ({"policy": ActorCriticPolicy}, "`policy` must be a subclass of sb3_dapo.recurrent.LstmPolicy, got "),

@@ -213,7 +213,7 @@ def test_atari_vec_env_with_single_frames() -> None:
     pytest.importorskip("cv2")
     from sb3_dapo.atari_vec_env import AtariVecEnv
 
-    with pytest.raises(ValueError, match="`overlap` must be False for recurrent policies"):
+    with pytest.raises(ValueError, match="`overlap` must be False, as this policy acts in a way of its own"):
         env = AtariVecEnv("BreakoutNoFrameskip-v4", 2, n_stack=1)
         RecurrentDAPO("CnnLstmPolicy", env, overlap=True)
     env.close()

@@ -9,6 +9,7 @@ import torch as th
 from algos import flat_parameters, make_model
 
 from sb3_dapo import DAPO
+from sb3_dapo.acting import ActingPolicy
 from sb3_dapo.arguments import Range, arguments_of
 from sb3_dapo.checkpoint import learn_until
 from sb3_dapo.loss import LossSettings
@@ -53,6 +54,17 @@ def test_its_argument_counts() -> None:
     assert not th.equal(flat_parameters(faded), flat_parameters(kept))
     plain = make_model(DAPO, "MlpPolicy", "CartPole-v1", ent_coef=0.1).learn(256)
     assert th.equal(flat_parameters(kept), flat_parameters(plain))
+
+
+class ActsItself(DAPO):
+    """With something in the policy's place while a rollout is collected."""
+
+    acting_policy_class = ActingPolicy
+
+
+def test_overlap_would_ignore_what_acts() -> None:
+    with pytest.raises(ValueError, match="`overlap` must be False, as this policy acts in a way of its own"):
+        make_model(ActsItself, "MlpPolicy", "CartPole-v1", overlap=True)
 
 
 @pytest.mark.parametrize(("name", "value"), [("fading", 1.5), ("fading", "all"), ("shape", "round"), ("gamma", 2.0)])

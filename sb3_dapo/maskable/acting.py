@@ -70,6 +70,9 @@ class MaskingPredictor:
     def __init__(self, model: Any, env: VecEnv) -> None:
         self.model, self.env = model, env
 
+    def __reduce__(self) -> tuple[Any, ...]:  # else a copy would be asked for attributes before it has a model
+        return MaskingPredictor, (self.model, self.env)
+
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, without masks."""
         return self.model.predict(*args, **kwargs, action_masks=get_action_masks(self.env))

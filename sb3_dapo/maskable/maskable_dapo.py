@@ -76,7 +76,6 @@ class MaskableDAPO(DAPO, PolicyWithoutSDE):
         check("action_space", self.action_space, is_allowed, "Discrete, MultiDiscrete or MultiBinary")
         is_maskable = issubclass(self.policy_class, MaskableActorCriticPolicy)
         check("policy", self.policy_class, is_maskable, "a subclass of sb3_contrib's MaskableActorCriticPolicy")
-        check("overlap", self.overlap, not self.overlap, "False, as masks are asked of all environments at once")
 
     @property
     def acting_policy_class(self) -> Callable[..., MaskingPolicy]:  # type: ignore[override]
@@ -84,9 +83,9 @@ class MaskableDAPO(DAPO, PolicyWithoutSDE):
         return partial(MaskingPolicy, use_masking=self._use_masking, is_lean=self._is_fast())
 
     def _suits_fusing(self) -> bool:
-        return FusedPolicy.suits(
-            self.policy, (MaskableActorCriticPolicy, MaskableCnnPolicy), [MaskableCategoricalDistribution]
-        )
+        bases = (MaskableActorCriticPolicy, MaskableCnnPolicy)
+        is_own = type(self)._evaluate is not MaskableDAPO._evaluate
+        return not is_own and FusedPolicy.suits(self.policy, bases, [MaskableCategoricalDistribution])
 
     def _evaluate(self, samples: RolloutRingSamples) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         policy: Any = self.policy

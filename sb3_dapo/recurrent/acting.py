@@ -1,7 +1,5 @@
 """A recurrent policy while a rollout is collected."""
 
-from typing import Any
-
 import numpy as np
 import torch as th
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
@@ -16,7 +14,7 @@ from sb3_dapo.recurrent.policies import LstmPolicy, process_step
 class RecurrentActingPolicy(ActingPolicy):
     """
     Carries the states of the LSTM from step to step, and records them where sequences begin and where values end
-    trajectories. Who calls it with states of his own, as a callback may, gets the policy.
+    trajectories.
 
     Parameters as in :class:`~sb3_dapo.acting.ActingPolicy`.
     """
@@ -43,9 +41,7 @@ class RecurrentActingPolicy(ActingPolicy):
         """Of the LSTM at the model's last observations: a step that was not recorded does not count."""
         return self._after if self.recorder.pos > self._step else self._before
 
-    def __call__(self, observations: PyTorchObs, *args: Any, **kwargs: Any) -> PolicyOutput:
-        if args or kwargs:
-            return self.policy(observations, *args, **kwargs)
+    def __call__(self, observations: PyTorchObs) -> PolicyOutput:
         states, episode_starts, step = self.states, self._episode_starts(), self.recorder.pos
         if step % self.recorder.sequence_length == 0:
             self.recorder.record_inputs(lstm_states=self.policy.stack_states(states).cpu().numpy())
@@ -54,10 +50,8 @@ class RecurrentActingPolicy(ActingPolicy):
         self._step, self._before, self._after = step, states, following
         return actions, values, log_probs
 
-    def predict_values(self, observations: PyTorchObs, *args: Any, **kwargs: Any) -> th.Tensor:
+    def predict_values(self, observations: PyTorchObs) -> th.Tensor:
         """:return: values of those that a truncated episode has ended with, or of those after the last step"""
-        if args or kwargs:
-            return self.policy.predict_values(observations, *args, **kwargs)
         states, episode_starts = self.policy.stack_states(self._after), self._episode_starts()
         if not self.recorder.full:
             env = self.recorder.truncations[self._n_bootstrapped].env

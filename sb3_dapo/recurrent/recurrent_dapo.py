@@ -68,8 +68,7 @@ class RecurrentDAPO(DAPO):
         super()._check_arguments()
         is_recurrent = issubclass(self.policy_class, LstmPolicy)
         check("policy", self.policy_class, is_recurrent, "a subclass of sb3_dapo.recurrent.LstmPolicy")
-        for name in ("overlap", "compile"):
-            check(name, getattr(self, name), not getattr(self, name), "False for recurrent policies")
+        check("compile", self.compile, not self.compile, "False for recurrent policies")
         length = self._ring_settings()["sequence_length"]
         is_factor = self.n_steps % length == 0
         check("sequence_length", self.sequence_length, is_factor, f"a factor of `n_steps` ({self.n_steps})")
