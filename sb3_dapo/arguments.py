@@ -130,7 +130,7 @@ def check_number(name: str, value: object, allowed: Range) -> None:
     :raises ValueError: naming all three, if it is something else
     """
     minimum, maximum, exclusive, is_integer = allowed
-    kinds = int | np.integer if is_integer else int | float | np.number
+    kinds = int | np.integer if is_integer else int | float | np.integer | np.floating
     kind = "an integer" if is_integer else "a number"
     words = f"{kind} in [{minimum}, {maximum}]"
     if maximum == float("inf"):

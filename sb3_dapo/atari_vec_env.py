@@ -17,6 +17,8 @@ from stable_baselines3.common import atari_wrappers
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
+from sb3_dapo.arguments import Range, check_arguments
+
 try:
     import cv2
     from ale_py.env import AtariEnv
@@ -30,6 +32,17 @@ NO_LIMIT = 2**30  # more frames than any game lasts
 ALL = slice(None)
 COUNTERS = ("lives", "episode_frame_number", "frame_number")  # of the emulator, in infos
 
+# What the numbers among the arguments of `AtariVecEnv` may be
+RANGES = {
+    "n_envs": Range(1, is_integer=True),
+    "seed": Range(0, is_integer=True),
+    "n_stack": Range(1, is_integer=True),
+    "noop_max": Range(0, is_integer=True),
+    "frame_skip": Range(1, is_integer=True),
+    "screen_size": Range(1, is_integer=True),
+    "repeat_action_probability": Range(0, 1),
+    "max_num_frames_per_episode": Range(1, is_integer=True),
+}
 # What the registration of a game may set for `AtariVectorEnv` to be able to play it.
 SUPPORTED_KWARGS = {"game", "repeat_action_probability", "full_action_space", "frameskip", "max_num_frames_per_episode"}
 
@@ -254,11 +267,7 @@ class AtariVecEnv(VecEnv):
             full_action_space = spec.kwargs.get("full_action_space", False)
         if max_num_frames_per_episode is None:
             max_num_frames_per_episode = spec.kwargs.get("max_num_frames_per_episode") or NO_LIMIT
-        _check_at_least(1, n_envs=n_envs, n_stack=n_stack, frame_skip=frame_skip, screen_size=screen_size)
-        _check_at_least(1, max_num_frames_per_episode=max_num_frames_per_episode)
-        _check_at_least(0, noop_max=noop_max)
-        if not 0 <= repeat_action_probability <= 1:
-            raise ValueError(f"repeat_action_probability={repeat_action_probability!r} must lie between 0 and 1")
+        check_arguments(AtariVecEnv, locals(), RANGES)
 
         # The Python environment tells what the C++ one does not.
         probe = AtariEnv(game=rom, full_action_space=full_action_space, repeat_action_probability=0.0)
@@ -278,7 +287,7 @@ class AtariVecEnv(VecEnv):
             num_threads=1,
             autoreset_mode=AutoresetMode.SAME_STEP,
             # In C++: the emulator, frame skip, maximum of two frames, no-op frames. The rest follows SB3 here.
-            frameskip=frame_skip,
+            frameskip=int(frame_skip),  # it refuses integers of NumPy
             repeat_action_probability=repeat_action_probability,
             full_action_space=full_action_space,
             noop_max=noop_max + 1 if noop_max > 0 else 0,  # one more than it will take
@@ -497,12 +506,6 @@ def atari_spec(env_id: str) -> EnvSpec:
             f"additional_wrappers={spec.additional_wrappers} (allowed: none)"
         )
     return spec
-
-
-def _check_at_least(minimum: int, **arguments: int) -> None:
-    for name, value in arguments.items():
-        if not isinstance(value, int | np.integer) or value < minimum:
-            raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}")
 
 
 def _results_writer(folder: str, rank: int, env_id: str) -> ResultsWriter:

@@ -3,6 +3,10 @@
 import math
 from abc import ABC, abstractmethod
 
+from sb3_dapo.arguments import Range, check, check_number
+
+POSITIVE = Range(0, exclusive=True)
+
 
 class Controller(ABC):
     """
@@ -42,13 +46,10 @@ class TargetController(Controller):
     """
 
     def __init__(self, target: float = 0.01, initial: float = 1.0, minimum: float = 1e-4, maximum: float = 1e4) -> None:
-        if not target > 0:
-            raise ValueError(f"`target` must be greater than 0, got {target}")
-        if not 0 < minimum <= initial <= maximum:
-            raise ValueError(
-                f"`initial` must lie between `minimum` and `maximum`, both greater than 0, got {initial}, "
-                f"{minimum} and {maximum}"
-            )
+        for name, value in (("target", target), ("initial", initial), ("minimum", minimum), ("maximum", maximum)):
+            check_number(name, value, POSITIVE)
+        limits = f"between `minimum` ({minimum}) and `maximum` ({maximum})"
+        check("initial", initial, minimum <= initial <= maximum, limits)
         self.target = target
         self.minimum, self.maximum = minimum, maximum
         self.coefficient = initial
@@ -94,8 +95,7 @@ class DualController(TargetController):
         maximum: float = 1e4,
     ) -> None:
         super().__init__(target, initial, minimum, maximum)
-        if not learning_rate > 0:
-            raise ValueError(f"`learning_rate` must be greater than 0, got {learning_rate}")
+        check_number("learning_rate", learning_rate, POSITIVE)
         self.learning_rate = learning_rate
 
     def update(self, divergence: float) -> None:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 import torch as th
 from gymnasium import spaces
 
+from sb3_dapo.arguments import Range, check_number
 from sb3_dapo.estimators import MAX_LOG_RATIO
 
 # exp(-20): a probability below it is treated as equal to it, so that negative powers of it stay finite
@@ -95,8 +96,7 @@ class Tsallis(Divergence):
     """
 
     def __init__(self, order: float = 0.5) -> None:
-        if not order > 0:
-            raise ValueError(f"`order` of a Tsallis divergence must be greater than 0, got {order}")
+        check_number("order", order, Range(0, exclusive=True))
         self.order = order
         self.needs_probabilities = order != 1
 

@@ -446,20 +446,30 @@ def test_wrong_order_of_calls() -> None:
         ("CartPole-v1", {}, "not an Atari game"),
         ("Breakout-v4", {}, "random number of times"),
         ("ALE/Backgammon-v5", {}, "NOOP first"),
-        (BREAKOUT, {"n_envs": 0}, "n_envs=0"),
-        (BREAKOUT, {"n_envs": 1.5}, "n_envs=1.5"),
-        (BREAKOUT, {"n_stack": 0}, "n_stack=0"),
-        (BREAKOUT, {"frame_skip": 0}, "frame_skip=0"),
-        (BREAKOUT, {"screen_size": 0}, "screen_size=0"),
-        (BREAKOUT, {"noop_max": -1}, "noop_max=-1"),
-        (BREAKOUT, {"repeat_action_probability": 1.5}, "repeat_action_probability=1.5"),
-        (BREAKOUT, {"repeat_action_probability": float("nan")}, "repeat_action_probability=nan"),
-        (BREAKOUT, {"max_num_frames_per_episode": 0}, "max_num_frames_per_episode=0"),
+        (BREAKOUT, {"n_envs": 0}, "`n_envs` must be an integer of at least 1, got 0"),
+        (BREAKOUT, {"n_envs": 1.5}, "`n_envs` must be an integer of at least 1, got 1.5"),
+        (BREAKOUT, {"n_envs": True}, "`n_envs` must be an integer of at least 1, got True"),
+        (BREAKOUT, {"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
+        (BREAKOUT, {"n_stack": 0}, "`n_stack` must be an integer of at least 1, got 0"),
+        (BREAKOUT, {"frame_skip": 0}, "`frame_skip` must be an integer of at least 1, got 0"),
+        (BREAKOUT, {"screen_size": 0}, "`screen_size` must be an integer of at least 1, got 0"),
+        (BREAKOUT, {"noop_max": -1}, "`noop_max` must be an integer of at least 0, got -1"),
+        (BREAKOUT, {"repeat_action_probability": 1.5}, "`repeat_action_probability` .* number in .0, 1., got 1.5"),
+        (BREAKOUT, {"repeat_action_probability": float("nan")}, "`repeat_action_probability` .* got nan"),
+        (BREAKOUT, {"repeat_action_probability": "0.2"}, "`repeat_action_probability` .* got '0.2'"),
+        (BREAKOUT, {"max_num_frames_per_episode": 0}, "`max_num_frames_per_episode` .* at least 1, got 0"),
+        (BREAKOUT, {"clip_reward": "no"}, "`clip_reward` must be True or False, got 'no'"),
     ],
 )
 def test_wrong_arguments(env_id: str, kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AtariVecEnv(env_id, **kwargs)
+
+
+def test_numbers_of_numpy() -> None:
+    numbers = {"frame_skip": np.int32(4), "repeat_action_probability": np.float32(0.25)}
+    env = AtariVecEnv(BREAKOUT, np.int64(2), **numbers)  # type: ignore[arg-type]
+    assert env.reset().shape == (2, 4, 84, 84)
 
 
 def test_registered_settings_that_are_not_supported() -> None:

@@ -5,6 +5,7 @@ log-prob are made of, so that a test sees what became of it. The value network i
 
 import gc
 import pickle
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -312,6 +313,23 @@ def test_unfinished_rollout_is_refused() -> None:
     driver.collect(random_ends(1, 5, 1))
     with pytest.raises(ValueError, match="not complete: 5 of 8 steps"):
         next(ring.get())
+
+
+def test_forgotten_advantages_are_told() -> None:
+    """Rather than that `train` learns of older rollouts alone."""
+    model = make_model(DAPO, "MlpPolicy", "CartPole-v1", n_steps=32, n_rollouts=2).learn(64)
+    ring, parameters = model.rollout_buffer, deepcopy(model.get_parameters()["policy"])
+    ring.reset()
+    for _ in range(32):
+        ring.add(np.zeros((1, 4)), np.zeros((1, 1)), np.ones(1), np.zeros(1), th.zeros(1), th.zeros(1))
+    with pytest.raises(ValueError, match="32 of 32 steps: `compute_returns_and_advantage` has not been called"):
+        model.train()
+    assert all(x.equal(parameters[name]) for name, x in model.policy.state_dict().items())
+    ring.compute_returns_and_advantage(th.zeros(1), np.ones(1))
+    model.train()
+    assert ring.n_arrived == 3
+    model.train()  # once more with the same
+    assert ring.n_arrived == 3
 
 
 def test_ages() -> None:

@@ -1053,7 +1053,7 @@ def test_keeps_the_last(algo: type[DAPO], tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "other_5_steps.zip").touch()
     (tmp_path / ".checkpoint_7_steps.zip.tmp").touch()
     model = make_model(algo, "MlpPolicy", CARTPOLE())
-    model.learn(640, CheckpointCallback(100, tmp_path, keep_last=2, verbose=2))
+    model.learn(640, CheckpointCallback(np.uint8(100), tmp_path, keep_last=np.uint8(2), verbose=2))
     # 128 steps per rollout: due after 128, 256, 384 (over 300), 512 (over 400, 500) and 640, the end
     assert names(tmp_path) == ["checkpoint_512_steps.zip", "checkpoint_640_steps.zip", "other_5_steps.zip"]
     assert f"Saved checkpoint {tmp_path / 'checkpoint_640_steps.zip'}" in capsys.readouterr().out
@@ -1131,12 +1131,16 @@ def test_warns_of_other_evaluations(algo: type[DAPO], tmp_path: Path) -> None:
     [
         ({"save_freq": 0}, "`save_freq` must be an integer of at least 1, got 0"),
         ({"save_freq": 1.5}, "`save_freq` must be an integer of at least 1, got 1.5"),
-        ({"save_freq": 1, "keep_last": 0}, "`keep_last` must be an integer of at least 1 or None, got 0"),
+        ({"keep_last": 0}, "`keep_last` must be an integer of at least 1, got 0"),
+        ({"keep_last": True}, "`keep_last` must be an integer of at least 1, got True"),
+        ({"reset_envs": "no"}, "`reset_envs` must be True, False or None, got 'no'"),
+        ({"name_prefix": "a/b"}, "`name_prefix` must be a name without folders, got 'a/b'"),
+        ({"name_prefix": None}, "`name_prefix` must be a name without folders, got None"),
     ],
 )
 def test_callback_arguments(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        CheckpointCallback(save_path=tmp_path, **arguments)
+        CheckpointCallback(save_path=tmp_path, **{"save_freq": 1, **arguments})
 
 
 def test_callback_is_for_this_package(tmp_path: Path) -> None:

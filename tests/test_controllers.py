@@ -1,6 +1,7 @@
 """Controllers of the divergence coefficient, alone and in training."""
 
 import math
+from typing import Any
 
 import pytest
 from algos import make_model
@@ -59,16 +60,21 @@ def test_stays_within_its_limits(controller_class: type, divergences: list[float
         ({"initial": 2.0, "maximum": 1.0}, "initial"),
         ({"initial": 0.1, "minimum": 0.2}, "minimum"),
         ({"minimum": 0.0}, "minimum"),
+        ({"minimum": 3.0, "maximum": 2.0}, "initial"),
+        ({"target": "a"}, "target"),
+        ({"initial": True}, "initial"),
+        ({"minimum": "a"}, "minimum"),
+        ({"maximum": None}, "maximum"),
     ],
 )
-def test_wrong_arguments(controller_class: type, settings: dict[str, float], name: str) -> None:
-    with pytest.raises(ValueError, match=f"`{name}`.*{settings.get(name)}"):
+def test_wrong_arguments(controller_class: type, settings: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"`{name}`.*{settings.get(name, 'got 1.0')}"):
         controller_class(**settings)
 
 
-@pytest.mark.parametrize("learning_rate", [0.0, -0.1, math.nan])
-def test_wrong_learning_rate(learning_rate: float) -> None:
-    with pytest.raises(ValueError, match=f"`learning_rate` must be greater than 0, got {learning_rate}"):
+@pytest.mark.parametrize("learning_rate", [0.0, -0.1, math.nan, True, "0.1"])
+def test_wrong_learning_rate(learning_rate: Any) -> None:
+    with pytest.raises(ValueError, match=f"`learning_rate` must be a number greater than 0, got {learning_rate!r}"):
         DualController(learning_rate=learning_rate)
 
 

@@ -10,10 +10,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sb3_dapo"
 # Each room may import from those of lower floors, and from itself
 FLOORS = [
+    {"arguments"},
     {
         "estimators",
         "faults",
-        "arguments",
         "controllers",
         "distributions",
         "atari_vec_env",

@@ -383,6 +383,27 @@ def test_closed_atari_environments(hub: HubServer) -> None:
     assert "# DAPO on BreakoutNoFrameskip-v4\n" in hub.repositories[REPO].files["README.md"].decode()
 
 
+def test_environments_made_for_an_upload_are_closed(
+    hub: HubServer, model: DAPO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, closed = list[gym.Env](), list[gym.Env]()
+    init, close = CartPoleEnv.__init__, CartPoleEnv.close
+    monkeypatch.setattr(CartPoleEnv, "__init__", lambda env, **kwargs: made.append(env) or init(env, **kwargs))
+    monkeypatch.setattr(CartPoleEnv, "close", lambda env: closed.append(env) or close(env))
+    model.push_to_hub(REPO, eval_env="CartPole-v1", n_eval_episodes=1)
+    assert len(made) == 2 and set(closed) == set(made)  # one is played in, one tells whether the card's program works
+
+    own = gym.make("CartPole-v1")
+    model.push_to_hub(REPO, eval_env=own, n_eval_episodes=1)
+    assert len(made) == 4 and set(made) - set(closed) == {own.unwrapped}
+    own.close()
+
+    monkeypatch.setattr(DAPO, "predict", fail)
+    with pytest.raises(OSError, match="it failed"):
+        model.push_to_hub(REPO, eval_env="CartPole-v1")
+    assert len(made) == 5 and set(closed) == set(made)
+
+
 def make_unpicklable() -> gym.Env:
     gym.register("Unpicklable-v0", entry_point=lambda **kwargs: CartPoleEnv(**kwargs))
     return gym.make("Unpicklable-v0")
@@ -635,6 +656,38 @@ def test_zoo_minatar(hub: HubServer, command: Command) -> None:
     trained.push_to_hub("lab/from-python", eval_env=make_vec_env("MinAtar/Breakout-v1"), n_eval_episodes=1)
     card = hub.repositories["lab/from-python"].files["README.md"].decode()
     assert "# DAPO on MinAtar/Breakout-v1\n" in card and "[hub,minatar]" in card
+
+
+def test_zoo_environment_of_the_user(hub: HubServer, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card names the module that registers it."""
+    entry_point = "gymnasium.envs.classic_control:CartPoleEnv"
+    register = f"gym.register('Mine-v0', '{entry_point}', max_episode_steps=20)"
+    Path("my_envs.py").write_text(f"import gymnasium as gym\n\n{register}\n")
+    monkeypatch.syspath_prepend(Path.cwd())
+
+    def forget() -> None:
+        """As in a new process."""
+        gym.registry.pop("Mine-v0", None)
+        sys.modules.pop("my_envs", None)
+
+    forget()
+    command(
+        *("train", "--env", "Mine-v0", "--gym-packages", "my_envs", "-n", "128", "--seed", "1", "--verbose", "0"),
+        *("--eval-freq", "-1", *SMALL, "--env-kwargs", "sutton_barto_reward:True"),
+    )
+    forget()
+    command("push-to-hub", "--env", "Mine-v0", "-orga", "lab", "-name", "agent", "--no-render", "--eval-episodes", "2")
+    card = hub.repositories[REPO].files["README.md"].decode()
+    train_again = code_blocks(card, "sh")[-1].strip()
+    given = "--seed 1 --gym-packages my_envs --env-kwargs sutton_barto_reward:True -n 128"
+    assert train_again == f"sb3-dapo train --env Mine-v0 --conf-file dapo.yml {given}"
+    Path("dapo.yml").write_text(code_blocks(card, "yaml")[0])
+    for run in (lambda: command(*train_again.split()[1:]), lambda: exec(code_blocks(card, "python")[0], {})):
+        forget()
+        run()
+    forget()
+    first, second = (DAPO.load(f"logs/dapo/Mine-v0_{number}/Mine-v0.zip", device="cpu") for number in (1, 2))
+    assert_same_actions(first, second)
 
 
 def test_zoo_vec_normalize(hub: HubServer, command: Command) -> None:

@@ -5,6 +5,8 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -22,6 +24,7 @@ from matplotlib.figure import Figure
 from sb3_dapo.zoo.curves import Curve, draw_curves, interval, number, read_curves, text_curves
 from sb3_dapo.zoo.evaluation import MAX_CONSTANT_STEPS, constant_scores, read_hyperparameters
 from sb3_dapo.zoo.plot import plot_run
+from sb3_dapo.zoo.report import train_arguments
 
 PNG = b"\x89PNG"
 TRAIN = ("train", "--env", "CartPole-v1", "-n", "2048", "--eval-freq", "512", "--eval-episodes", "3", "--verbose", "0")
@@ -236,6 +239,59 @@ def test_report_of_an_older_run_names_it(command: Command) -> None:
         command(*TRAIN, "--seed", "1")
     assert "-f logs --exp-id 1 -n 5000" in command("report", "--env", "CartPole-v1", "-n", "2", "--exp-id", "1")
     assert "--exp-id" not in command("report", "--env", "CartPole-v1", "-n", "2")
+
+
+def test_printed_commands_train_as_the_agent_was(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its own environment and hyperparameter file."""
+    entry_point = "gymnasium.envs.classic_control:CartPoleEnv"
+    register = f"gym.register('Mine-v0', '{entry_point}', max_episode_steps=20)"
+    Path("my_envs.py").write_text(f"import gymnasium as gym\n\n{register}\n")
+    entry = {"policy": "MlpPolicy", "n_timesteps": 128, "n_steps": 64, "batch_size": 32, "n_epochs": 1}
+    entry |= {"env_kwargs": {"sutton_barto_reward": True}}
+    Path("my.yml").write_text(yaml.dump({"Mine-v0": entry}))
+    monkeypatch.syspath_prepend(Path.cwd())
+
+    def run(*arguments: str) -> str:
+        """As a new process, in which nothing has registered the environment."""
+        gym.registry.pop("Mine-v0", None)
+        sys.modules.pop("my_envs", None)
+        return command(*arguments)
+
+    given = ("--gym-packages", "my_envs", "--conf-file", "my.yml", "--hyperparams", "frame_stack:2", "n_steps:32")
+    run("train", "--env", "Mine-v0", *given, "--eval-freq", "64", "--eval-episodes", "1", "--seed", "3", "-P")
+    output = run("report", "--env", "Mine-v0", "-n", "1", "--n-envs", "1")
+    for row, algo, name, steps in (
+        ("train longer", "dapo", "Mine-v0_2", 512),
+        ("compare with PPO", "ppo", "Mine-v0_1", 128),
+    ):
+        (line,) = (line for line in output.splitlines() if line.startswith(f"  {row} "))
+        run(*shlex.split(line.split("sb3-dapo ")[1]))
+        folders = [Path("logs/dapo/Mine-v0_1/Mine-v0"), Path("logs", algo, name, "Mine-v0")]
+        config, new_config, args, new_args = (
+            yaml.unsafe_load((folder / f"{file}.yml").read_text()) for file in ("config", "args") for folder in folders
+        )
+        if algo == "dapo":
+            assert new_config == config and new_args["conf_file"] == "my.yml"
+        else:
+            assert (new_config["frame_stack"], new_config["n_steps"], new_args["conf_file"]) == (2, 32, None)
+        assert new_args["env_kwargs"] == {"sutton_barto_reward": True} and new_args["n_timesteps"] == steps
+        same = ("eval_episodes", "eval_freq", "gym_packages", "seed")
+        assert {name: new_args[name] for name in same} == {name: args[name] for name in same}
+    gym.registry.pop("Mine-v0")
+
+
+def test_all_that_a_run_was_given_is_printed() -> None:
+    given: dict[str, Any] = {"seed": 0, "preset": None, "trained_agent": "a b.zip"}
+    given |= {"storage": "s.log", "study_name": "s", "trial_id": 0}
+    given |= {"actors": 2, "sync": True, "cpus_per_actor": 0.5, "eval_env_kwargs": {"length": 5}, "gym_packages": []}
+    given |= {"hyperparams": {"n_rollouts": 2, "n_steps": 8, "env_wrapper": "a.B", "learning_rate": "lin_1"}}
+    named = {"algo": "dapo", "env": EnvironmentName("CartPole-v1"), "args": SimpleNamespace(folder="logs")}
+    agent: Any = SimpleNamespace(train_args=given, config={}, **named)
+    begin, end = "--env CartPole-v1 -f logs --progress --seed 0", "--eval-env-kwargs length:5"
+    own = "--trained-agent 'a b.zip' --storage s.log --study-name s --trial-id 0 --actors 2 --cpus-per-actor 0.5 --sync"
+    shared = "n_steps:8 'env_wrapper:'\"'\"'a.B'\"'\"'' 'learning_rate:'\"'\"'lin_1'\"'\"''"
+    assert train_arguments(agent, "dapo") == f"--algo dapo {begin} {own} --hyperparams n_rollouts:2 {shared} {end}"
+    assert train_arguments(agent, "ppo") == f"--algo ppo {begin} --hyperparams {shared} {end}"
 
 
 def test_report_of_a_human(command: Command) -> None:

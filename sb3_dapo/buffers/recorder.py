@@ -100,6 +100,7 @@ class RolloutRecorder(RolloutBuffer):
         self._bootstrap_inputs: dict[str, list[np.ndarray]] = {}
         self.pos = 0
         self.full = False
+        self.is_open = False  # begun, and not handed on yet
         self.is_collected = False  # complete, with advantages, and not handed on yet
 
     @property
@@ -175,6 +176,7 @@ class RolloutRecorder(RolloutBuffer):
                 break
             truncation.folded_reward = self.rewards[self.pos, truncation.env]
         self._last_answer, self._answer = self._answer, None
+        self.is_open = True
         self.pos += 1
         self.full = self.pos == self.buffer_size
 

@@ -131,10 +131,14 @@ class RolloutRing(RolloutRecorder):
     # --- rollouts -------------------------------------------------------------------------------
 
     def join(self) -> None:
-        """Append the rollout that has been collected here, if there is one."""
-        if self.is_collected:
+        """
+        Append the rollout that has been collected here, if there is one.
+
+        :raises ValueError: if it is not complete
+        """
+        if self.is_open or self.is_collected:  # advantages may be computed once more, of rewards that were changed
             self.append(self.rollout())
-            self.is_collected = False
+            self.is_open = self.is_collected = False
 
     def append(self, rollout: Rollout) -> None:
         """
@@ -321,8 +325,8 @@ class RolloutRing(RolloutRecorder):
         :raises ValueError: if there is no rollout, or the newest is not complete
         """
         self.join()
-        if self.n_kept == 0 or 0 < self.pos < self.buffer_size:
-            raise ValueError(f"the newest rollout is not complete: {self.pos} of {self.buffer_size} steps")
+        if self.n_kept == 0:
+            self.rollout()  # says what is missing
         n_transitions, length = self.n_kept * self.n_envs * self.buffer_size, self.sequence_length
         n_sequences = n_transitions // length
         # NumPy's generator, like SB3: the order is the same as PPO's for the same seed

@@ -8,7 +8,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_dapo.arguments import check_int
+from sb3_dapo.arguments import Range, check, check_arguments
 from sb3_dapo.checkpoint.checkpoints import Checkpoints, ModelT, read_checkpoint, temporary_of, warnings_of
 from sb3_dapo.checkpoint.env_state import get_env_state
 
@@ -63,12 +63,14 @@ class CheckpointCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        check_int("save_freq", save_freq, 1)
-        if keep_last is not None and (not isinstance(keep_last, int) or keep_last < 1):
-            raise ValueError(f"`keep_last` must be an integer of at least 1 or None, got {keep_last!r}")
-        self.save_freq = save_freq
+        at_least_one = Range(1, is_integer=True)
+        check_arguments(CheckpointCallback, locals(), {"save_freq": at_least_one, "keep_last": at_least_one})
+        is_name = isinstance(name_prefix, str) and Path(name_prefix).name == name_prefix
+        check("name_prefix", name_prefix, is_name, "a name without folders")
+        # Small integers of NumPy would overflow
+        self.save_freq = int(save_freq)
         self.save_path = Path(save_path)
-        self.keep_last = keep_last
+        self.keep_last = None if keep_last is None else int(keep_last)
         self.name_prefix = name_prefix
         self.reset_envs = reset_envs
         self.has_warned = False

@@ -8,7 +8,7 @@ its author; SB3's zip file and ``vec_normalize.pkl`` for those who do; and a mod
 import pickle
 import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -76,8 +76,9 @@ class HubModel(Exportable):
             evaluation, env_id = None, self._env_id()
             if eval_env is not None:
                 env = vectorized(eval_env)
-                evaluation = evaluate(self, env, folder / EXPORT, n_eval_episodes, deterministic)
-                env_id = repository.find_env_id(env) or env_id
+                with closing(env) if isinstance(eval_env, str) else nullcontext():  # the user closes his own
+                    evaluation = evaluate(self, env, folder / EXPORT, n_eval_episodes, deterministic)
+                    env_id = repository.find_env_id(env) or env_id
             description = repository.read_description(folder)
             code = program(type(self), repo_id, find_playable(type(self), env_id, folder))
             usage = card.python_section(description, code, env_id, *self.extras)
@@ -192,9 +193,10 @@ def evaluate(model: HubModel, env: VecEnv, exported: Path, n_episodes: int, dete
 
 def find_playable(cls: type[HubModel], env_id: str | None, folder: Path) -> str:
     """:return: code of an environment that needs its name alone, which is tried with an exported model; or nothing"""
-    if repository.entry_point(env_id).startswith("gymnasium.") and cls.predictor_for is HubModel.predictor_for:
-        with suppress(ValueError, gym.error.Error):  # it has wrappers that change its spaces
-            cls.load_exported(folder / EXPORT, env_id, device="cpu")
+    is_known = repository.entry_point(env_id).startswith("gymnasium.")
+    if env_id is not None and is_known and cls.predictor_for is HubModel.predictor_for:
+        with suppress(ValueError, gym.error.Error), closing(vectorized(env_id)) as env:
+            cls.load_exported(folder / EXPORT, env, device="cpu")  # refused if it has wrappers that change its spaces
             return f'"{env_id}"'
     return ""
 

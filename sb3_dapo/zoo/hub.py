@@ -28,7 +28,7 @@ from sb3_dapo.zoo.evaluation import Agent, evaluate, random_scores
 from sb3_dapo.zoo.exp_manager import atari_wrapper_kwargs
 from sb3_dapo.zoo.parsers import add_run_arguments, agent_parser, positive
 from sb3_dapo.zoo.registration import CONF_FILES
-from sb3_dapo.zoo.report import own_curve, save_learning_curve
+from sb3_dapo.zoo.report import options, own_curve, save_learning_curve
 from sb3_dapo.zoo.video import record
 
 # The module: as an attribute of the package, the name is that of a function
@@ -143,8 +143,10 @@ def agent_program(agent: Agent, repo_id: str) -> str:
     if n_stack:
         imports.append("from stable_baselines3.common.vec_env import VecFrameStack")
         setup += f"env = VecFrameStack(env, n_stack={n_stack})\n"
+    packages = list(agent.train_args.get("gym_packages", ()))
     if not repository.entry_point(env_id).startswith("gymnasium."):
-        imports.append("import sb3_dapo.zoo  # registers the environments")
+        packages.append("sb3_dapo.zoo")
+    imports += [f"import {name}  # registers the environments" for name in packages]
     return program(agent.algo_class, repo_id, "env", setup, imports, agent.is_deterministic)
 
 
@@ -173,10 +175,9 @@ def training_section(agent: Agent) -> str:
         shown = "\n".join(f"{name}: {value}" for name, value in agent.config.items())
         return f"## Hyperparameters\n\nSome are Python objects, which a file cannot hold.\n\n```\n{shown}\n```"
     args = agent.train_args
-    command = f"sb3-dapo train {agent_arguments(agent)} --conf-file {agent.algo}.yml --seed {args['seed']}"
+    given = shlex.join(options(args, ("seed", "gym_packages", "env_kwargs", "actors", "sync")))
+    command = f"sb3-dapo train {agent_arguments(agent)} --conf-file {agent.algo}.yml {given}"
     command += f" -n {args['n_timesteps']}" if args["n_timesteps"] > 0 else ""
-    pairs = [shlex.quote(f"{name}:{value!r}") for name, value in (args["env_kwargs"] or {}).items()]
-    command += f" --env-kwargs {' '.join(pairs)}" if pairs else ""
     return f"""\
 ## Hyperparameters
 

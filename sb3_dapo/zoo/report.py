@@ -4,8 +4,9 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,7 +16,8 @@ from sb3_dapo.arguments import arguments_of
 from sb3_dapo.atari_scores import atari_scores
 from sb3_dapo.zoo.curves import EVALUATIONS, Curve, draw_curves, number, read_curve, text_curves
 from sb3_dapo.zoo.evaluation import Agent, Scores, constant_scores, evaluate, random_scores
-from sb3_dapo.zoo.parsers import agent_parser, numbered_runs, positive
+from sb3_dapo.zoo.exp_manager import NOISE
+from sb3_dapo.zoo.parsers import ACTOR_OPTIONS, agent_parser, numbered_runs, positive
 from sb3_dapo.zoo.registration import CONF_FILES
 from sb3_dapo.zoo.video import record
 
@@ -102,7 +104,8 @@ def save_learning_curve(
 
 def commands(agent: Agent) -> str:
     """What to do next."""
-    env, steps = f"--env {agent.env.gym_id}", int(agent.train_args.get("n_timesteps", -1))
+    env, given = f"--env {agent.env.gym_id}", agent.train_args.get("n_timesteps", -1)
+    steps = int(given if given > 0 else agent.config.get("n_timesteps", -1))
     folder, exp_id = agent.args.folder, agent.args.exp_id
     latest = max(numbered_runs(agent.folder.parent, agent.env), default=0)
     this_run = f" --exp-id {exp_id}" if exp_id != latest else ""
@@ -126,15 +129,35 @@ def commands(agent: Agent) -> str:
 
 def train_arguments(agent: Agent, algo: str) -> str:
     """Arguments of `train` that an algorithm is trained with as the agent was, besides the number of steps."""
-    args = agent.train_args
+    args, lacking = agent.train_args, set[str]()
+    names = ["gym_packages", "preset", "eval_freq", "eval_episodes", "n_eval_envs", "seed"]
+    if algo == agent.algo:  # what these name is made for this algorithm
+        names += ["conf_file", "trained_agent", "storage", "study_name", "trial_id"]
+    else:
+        lacking = {*arguments_of(ALGOS[agent.algo]), *NOISE} - {*arguments_of(ALGOS[algo])}
+    hyperparams = {name: value for name, value in (args.get("hyperparams") or {}).items() if name not in lacking}
+    # An entry of a file has them only for its own algorithm
+    env_kwargs = args.get("env_kwargs") or agent.config.get("env_kwargs")
+    if algo in CONF_FILES:
+        names += ["actors", *sorted(ACTOR_OPTIONS)]
     words = ["--algo", algo, "--env", agent.env.gym_id, "-f", agent.args.folder, "--progress"]
-    for name in ("preset", "eval_freq", "n_eval_envs", "seed", *(("actors",) if algo in CONF_FILES else ())):
-        words += [f"--{name.replace('_', '-')}", str(args[name])] if args.get(name) is not None else []
-    allowed = {"n_envs", "normalize", *arguments_of(ALGOS[algo])}
-    for name in ("hyperparams", "env_kwargs"):
-        given = {key: value for key, value in (args.get(name) or {}).items() if name != "hyperparams" or key in allowed}
-        words += [f"--{name.replace('_', '-')}", *(f"{key}:{value!r}" for key, value in given.items())] if given else []
-    return shlex.join(words)
+    given = {**args, "hyperparams": hyperparams, "env_kwargs": env_kwargs}
+    return shlex.join([*words, *options(given, [*names, "hyperparams", "env_kwargs", "eval_env_kwargs"])])
+
+
+def options(args: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Options of `train` by the names of its arguments, as words; those that were not given are left out."""
+    words = []
+    for name in names:
+        value = args.get(name)
+        if value is None or value is False or value in ("", [], {}):
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, dict):
+            words += [f"{key}:{entry!r}" for key, entry in value.items()]
+        elif value is not True:
+            words += map(str, value if isinstance(value, list) else [value])
+    return words
 
 
 def program(name: str) -> str:
