@@ -221,6 +221,53 @@ class Trained(DAPO):
         return [*super()._excluded_save_params(), "seen"]
 
 
+class Asks(BaseCallback):
+    """
+    Asks the environments at every step, which waits for rollouts that are under way.
+
+    :param asks_all: whether it asks all actors, or the first only
+    """
+
+    def __init__(self, asks_all: bool = True) -> None:
+        super().__init__()
+        self.asks_all = asks_all
+        self.counts: list[list[int]] = []  # rollouts that have come from each actor, before and after each update
+
+    def _count(self) -> None:
+        self.counts.append(list(self.training_env._source.counts))  # type: ignore[attr-defined]
+
+    _on_training_start = _on_rollout_end = _count
+
+    def _on_step(self) -> bool:
+        assert len(self.training_env.get_attr("p_truncated")) == N_ENVS
+        if self.asks_all:
+            assert len(self.training_env.env_method("get_wrapper_attr", "p_truncated")) == N_ENVS
+        return True
+
+
+def test_callbacks_may_ask_the_environments(three: ActorVecEnv) -> None:
+    """Each update has a rollout of each actor, and where actors are waited for the run is that without questions."""
+    all_parameters = []
+    for callback in (Asks(), None, Asks()):
+        all_parameters.append(flat_parameters(train(three, callback=callback)).tolist())
+        if callback is not None:
+            assert np.diff(callback.counts, axis=0).tolist() == [[1, 1, 1]] * 4
+        if three._source.sync:
+            assert not three._source._held
+            assert all_parameters[-1] == all_parameters[0]
+
+
+def first_is_fast(seed: int) -> VecEnv:
+    return troubled(seed, seconds=0.0 if seed == actor_seed(0, 0, 0) else 0.02)
+
+
+def test_questions_give_an_actor_no_more_than_its_share(actors: Make) -> None:
+    """Each waits for another rollout of the only actor that is asked. Two in an update would be one not trained on."""
+    callback = Asks(asks_all=False)
+    train(actors(first_is_fast, 3), callback=callback)
+    assert np.diff(callback.counts, axis=0).max() == 1
+
+
 @pytest.mark.parametrize("n_rollouts", [1, 2])
 def test_all_that_callbacks_saw_is_trained_on(three: ActorVecEnv, n_rollouts: int) -> None:
     model = make_model(Trained, "MlpPolicy", three, n_steps=N_STEPS, n_rollouts=n_rollouts)
@@ -303,6 +350,22 @@ def test_training_goes_on_with_another_model(three: ActorVecEnv) -> None:
     model = train(three, n_updates=2, n_steps=24)
     assert model.rollout_buffer.n_kept == 3
     assert model.num_timesteps % (24 * N_ENVS) == 0
+
+
+def test_training_goes_on_with_an_lstm_of_another_size(actors: Make) -> None:
+    """Also where episodes go on that the other model has begun."""
+    pytest.importorskip("sb3_contrib")
+    env = actors(cart_poles, 2, sync=True)
+    settings = {"algo": "RecurrentDAPO", "sequence_length": 8}
+
+    def train_with(size: int) -> DAPO:
+        return train(env, "MlpLstmPolicy", policy_kwargs={"lstm_hidden_size": size}, **settings)
+
+    small, large = train_with(16), train_with(32)
+    for model in (large, small, large):
+        before = flat_parameters(model)
+        model.learn(2 * 2 * N_STEPS * N_ENVS, reset_num_timesteps=False)
+        assert not th.equal(flat_parameters(model), before)
 
 
 # ---- Faults

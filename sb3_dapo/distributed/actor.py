@@ -219,11 +219,11 @@ class Actor:
             receive(normalize, statistics)
             if old is not None and (old_normalize := old.get_vec_normalize_env()) is not None:
                 normalize.returns = old_normalize.returns
-        # What it has seen last, of which the next step follows
-        last = {name: value for name, value in vars(old or self).items() if name.startswith("_last_")}
-        self.model = algorithm.load(io.BytesIO(saved), env, "cpu", **SETTINGS)  # type: ignore[arg-type]
-        vars(self.model).update(last)
-        self.model._apply_settings()
+        # What it has seen last, of which the next step follows, unless new episodes begin. Given to `load`, as a model
+        # that is set up leaves out the states of an LSTM of another size
+        goes_on = old is not None and self.first_obs is None
+        last = {name: value for name, value in vars(old).items() if name.startswith("_last_")} if goes_on else {}
+        self.model = algorithm.load(io.BytesIO(saved), env, "cpu", **SETTINGS, **last)  # type: ignore[arg-type]
         self.model.set_logger(Logger(None, []))
         self.recorder.init_callback(self.model)
         set_random_states(states, CPU)

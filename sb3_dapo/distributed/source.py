@@ -53,9 +53,9 @@ class Source:
         self._model_key: tuple[int, float] | None = None  # of the model and the call of learn
         self._equipped: set[tuple[int, int]] = set()  # actors, with generations, that have this model
         self._publication: Any = None
-        self._number = self._first_number = 0  # of publications, in all and before this call of learn
+        self._number = self._oldest = 0  # of the last publication, and of the first whose rollouts are still used
         self._n_merged = self._n_asked = 0
-        self._held: list[Result] = []  # came too early: for the next update
+        self._held: list[Result] = []  # rollouts that have come, at most one of each actor
         self._logged = (time.monotonic(), 0.0)
         self.cluster = Cluster(address)
         try:
@@ -95,7 +95,7 @@ class Source:
                 self.pool.submit(actor, "answer", self._n_asked, method, *arguments(actor))
             for result in self.pool.drain():
                 if isinstance(result.value, Collected):
-                    self._held.append(result)
+                    self._hold(result)
                 elif result.value[0] == self._n_asked:  # not of a question that ended with an error
                     answers[result.actor] = result.value[1]
                     if method == "reset":
@@ -166,14 +166,16 @@ class Source:
             model.logger.record(f"distributed/{name}", value)
 
     def _publish(self, model: DAPO) -> None:
+        self._number += 1
         key = id(model), model.start_time
-        if key != self._model_key:
+        is_new = key != self._model_key
+        if is_new:
             file = io.BytesIO()
             model.save(file)
-            self._model, self._model_key = ray.put((type(model), file.getvalue())), key
-            # What is under way is of other settings, or of another model
-            self._equipped, self._first_number, self._held = set(), self._number, []
-        self._number += 1
+            self._model, self._model_key, self._equipped = ray.put((type(model), file.getvalue())), key, set()
+        if is_new or self.sync:
+            # What is under way is of another model, of other settings or, left by an update cut short, of older weights
+            self._oldest, self._held = self._number, []
         published = Publication.of(model, self._number, self._n_merged)
         # What is small travels with the call, which costs less than a way through the object store
         self._publication = published if len(published) < MAX_INLINE else ray.put(published)
@@ -191,59 +193,65 @@ class Source:
 
     def _in_order(self) -> Iterator[Result]:
         """One of each actor with the newest weights, in the order of the actors."""
-        results: dict[int, Result | None] = {}
         for actor in range(len(self.counts)):
-            while actor not in results:
-                self._submit([idle for idle in self.pool.idle if idle not in results])
-                for result in self._drain(self._number):
-                    results[result.actor] = result
-            in_turn, results[actor] = results[actor], None
-            assert in_turn is not None
-            yield in_turn
+            while (result := self._take([actor])) is None:
+                self._submit_free(first=actor)  # those before it have given theirs
+                self._drain()
+            yield result
 
     def _as_they_come(self, most: int) -> Iterator[Result]:
         """
         As many as there are actors alive. Whoever is done gets the newest weights and goes on, also while the learner
         trains.
 
-        :param most: rollouts of one actor that are kept. What comes above that waits for the next update, as it would
+        :param most: rollouts of one actor that are taken. What comes above that waits for the next update, as it would
             take the place of one that has not been trained on
         """
         taken: Counter[int] = Counter()
-        while self._held and not self._is_enough(taken):
-            result = self._held.pop(0)
-            taken[result.actor] += 1
+        while taken.total() < max(len(self._alive()), 1):
+            result = self._take([actor for actor in range(len(self.counts)) if taken[actor] < most])
             self._submit_free()
-            yield result
-        while not self._is_enough(taken):
-            self._submit_free()
-            for result in self._drain(self._first_number + 1):
-                if taken[result.actor] == most:
-                    self._held.append(result)
-                else:
-                    taken[result.actor] += 1
-                    self._submit_free()
-                    yield result
-                if self._is_enough(taken):
-                    break
+            if result is not None:
+                taken[result.actor] += 1
+                yield result
+            elif self._is_enough(taken):
+                return
+            else:
+                self._drain()
 
     def _is_enough(self, taken: Counter[int]) -> bool:
-        alive, held = self._alive(), {result.actor for result in self._held}
-        if taken.total() >= max(len(alive), 1):
-            return True
+        """:return: whether to go on with fewer, when what is held is of actors that can give no more"""
+        held = {result.actor for result in self._held}
         # Some may hang: at the latest when half of the actors can give no more, and the others have given nothing
-        others = [actor for actor in alive if actor not in held]
+        others = [actor for actor in self._alive() if actor not in held]
         return taken.total() > 0 and len(held) >= len(others) and not any(taken[actor] for actor in others)
 
-    def _drain(self, first: int) -> Iterator[Result]:
-        """:return: rollouts that have come, collected with this publication or a later one"""
+    def _drain(self) -> None:
+        """Wait until something happens, and hold the rollouts that have come."""
         for result in self.pool.drain():
-            if isinstance(result.value, Collected) and result.value.publication >= first:
-                yield result
+            if isinstance(result.value, Collected):  # not an answer to a question that ended with an error
+                self._hold(result)
 
-    def _submit_free(self) -> None:
+    def _hold(self, result: Result) -> None:
+        """Keep a rollout until it is taken, if it is not too old."""
+        if result.value.publication >= self._oldest:
+            self._held.append(result)
+
+    def _take(self, actors: Sequence[int]) -> Result | None:
+        """:return: the first rollout that is held of one of these actors. It is no longer held then"""
+        for place, result in enumerate(self._held):
+            if result.actor in actors:
+                return self._held.pop(place)
+        return None
+
+    def _submit_free(self, first: int = 0) -> None:
+        """
+        Have actors collect that are idle and of which no rollout is held.
+
+        :param first: of those that may collect
+        """
         held = {result.actor for result in self._held}
-        self._submit([actor for actor in self.pool.idle if actor not in held])
+        self._submit([actor for actor in self.pool.idle if actor >= first and actor not in held])
 
     def _accept(self, model: DAPO, result: Result) -> Rollout:
         collected: Collected = result.value
