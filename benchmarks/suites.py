@@ -286,10 +286,11 @@ SUITES = {
         has_published=True,
         ablations={
             **CONTROL,
-            "The divergence instead of the clip or beside it, in the setting that V-trace was tuned to": [
+            "The divergence instead of the clip, beside it or inside it, in the setting that V-trace was tuned to": [
                 "vtrace_gae",
                 f"dapo_gae+{TUNED_VTRACE_OF_MUJOCO}+divergence_coef=0.3",
                 f"dapo+advantage=vtrace_gae+{TUNED_VTRACE_OF_MUJOCO}+clip_range=0.3+divergence_coef=0.1",
+                f"dapo_gae+{TUNED_VTRACE_OF_MUJOCO}+clip_range=0.3+divergence_coef=0.3+policy_loss=clip_augmented",
             ],
             "Shorter rollouts, as tuned and more of them kept": [
                 "dapo_kl",
@@ -321,6 +322,7 @@ SUITES = {
         ablations={
             **CONTROL,
             "PPO's clip": ["ppo_fast", "ppo_fast+clip_range=lin_0.1"],
+            "The clip around both": ["dapo_gae", "dapo_gae+policy_loss=clip_augmented+clip_range=0.2"],
         },
     ),
     "atari5": Suite(
