@@ -65,10 +65,10 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
         ),
     ),
     (
-        "atari100k",
+        "atari5",
         "scarce",
         "Atari, untuned",
-        (("dapo_gae", "DAPO", "dapo_gae"), ("ppo_fast", "PPO", "ppo_ent")),
+        (("dapo", "DAPO\nwith the clip", "dapo_gae"), ("ppo_fast", "PPO", "ppo_ent")),
     ),
 )
 STYLE = {"font.size": 13, "svg.hashsalt": "sb3-dapo", "axes.spines.top": False, "axes.spines.right": False}
