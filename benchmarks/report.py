@@ -43,6 +43,9 @@ PAIRS = (
     ("dapo_kl", "dapo_gae"),
     ("dapo_kl", "vtrace_gae"),
     ("dapo_kl", "ppo"),
+    ("dapo_clip", "ppo"),
+    ("dapo_clip", "vtrace_gae"),
+    ("dapo_clip", "dapo_gae"),
     ("dapo_kl", "geppo_published"),
     ("dapo_gae", "ppo_ent"),
     ("dapo_gae", "ppo"),
@@ -50,7 +53,10 @@ PAIRS = (
     ("a2c", "ppo_ent"),
 )
 # Of many algorithms only these have curves and profiles: more could not be told apart
-CURVES = ("ppo_ent", "ppo", "a2c", "geppo_published", "vtrace_gae", "dapo_gae_1step", "dapo_gae", "dapo_kl", "sac")
+CURVES = (
+    *("ppo_ent", "ppo", "a2c", "geppo_published", "vtrace_gae"),
+    *("dapo_gae_1step", "dapo_gae", "dapo_kl", "dapo_clip", "sac"),
+)
 
 # With more environments than this they are the rows of a table, and intervals of one seed are over them
 MANY_ENVS = 8

@@ -290,7 +290,7 @@ SUITES = {
                 "vtrace_gae",
                 f"dapo_gae+{TUNED_VTRACE_OF_MUJOCO}+divergence_coef=0.3",
                 f"dapo+advantage=vtrace_gae+{TUNED_VTRACE_OF_MUJOCO}+clip_range=0.3+divergence_coef=0.1",
-                f"dapo_gae+{TUNED_VTRACE_OF_MUJOCO}+clip_range=0.3+divergence_coef=0.3+policy_loss=clip_augmented",
+                "dapo_clip",
             ],
             "Shorter rollouts, as tuned and more of them kept": [
                 "dapo_kl",
@@ -322,7 +322,6 @@ SUITES = {
         ablations={
             **CONTROL,
             "PPO's clip": ["ppo_fast", "ppo_fast+clip_range=lin_0.1"],
-            "The clip around both": ["dapo_gae", "dapo_gae+policy_loss=clip_augmented+clip_range=0.2"],
         },
     ),
     "atari5": Suite(
@@ -424,6 +423,15 @@ ALGORITHMS = {
         "#e7298a",
         "DAPO",
         tuned_as="dapo_gae",
+    ),
+    # The clip bounds how far an update goes, in every state, and the divergence says where to
+    "dapo_clip": Algorithm(
+        "dapo",
+        {**REUSE_GAE, "divergence_coef": 0.3, "policy_loss": "clip_augmented"},
+        "DAPO + GAE, clip around both",
+        "#67001f",
+        "DAPO",
+        tuned_as="vtrace_gae",
     ),
     "geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.0}, "V-trace, GePPO's clip", "#006d2c"),
     "dapo_geppo": Algorithm(

@@ -75,7 +75,7 @@ def search_space(suite: str, regime: str, algo: str) -> dict[str, BaseDistributi
         space["uses"] = CategoricalDistribution((uses // 2, uses))
     if zoo_name == "dapo" and settings.get("advantage") != "gae":
         space["n_rollouts"] = CategoricalDistribution((1, 2, 4))
-    is_clipped = settings.get("policy_loss", "clip") == "clip"
+    is_clipped = settings.get("policy_loss", "clip") in ("clip", "clip_augmented")
     if zoo_name in ("ppo", "dapo") and is_clipped:
         space["clip_range"] = CategoricalDistribution((0.1, 0.2, 0.3))
 
