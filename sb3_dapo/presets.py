@@ -14,7 +14,7 @@ from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 
 Schedule = Callable[[float], float]
 
-# The last two rollouts are kept, and the divergence holds the policy near those that acted: no clip
+# The last two rollouts are kept, and the divergence holds the policy near those that acted, instead of the clip
 _REUSE: dict[str, Any] = {"n_rollouts": 2, "policy_loss": "plain", "advantage": "vtrace_gae"}
 _DISCRETE: dict[str, Any] = {**_REUSE, "n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 4}
 
@@ -36,13 +36,16 @@ SCARCE: dict[str, dict[str, Any]] = {
     },
     "continuous": {
         **_REUSE,
+        # How far a given 1/eta lets the policy go grows with the number of action dimensions: the clip bounds it
+        "policy_loss": "clip_augmented",
+        "clip_range": 0.3,
         "normalize": True,
         "n_envs": 4,
         "n_steps": 512,
         "batch_size": 64,
         "n_epochs": 5,
-        "learning_rate": "lin_0.0003",
-        "gae_lambda": 0.95,
+        "learning_rate": "lin_0.00065",
+        "gae_lambda": 0.9,
         "divergence_coef": 0.3,
     },
 }

@@ -62,7 +62,7 @@ def test_models_are_made_of_it(env_id: str, n_envs: int, n_steps: int, uses: int
     model = DAPO("MlpPolicy", env, **scarce(env))  # without a warning of minibatches that are cut short
     assert model.n_steps == n_steps
     assert model.n_epochs * model.n_rollouts == uses
-    assert (model.policy_loss, model.advantage, model.n_rollouts) == ("plain", "vtrace_gae", 2)
+    assert (model.policy_loss, model.advantage, model.n_rollouts) == (SCARCE[kind]["policy_loss"], "vtrace_gae", 2)
     peak = float(SCARCE[kind]["learning_rate"].removeprefix("lin_"))
     assert [model.lr_schedule(progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx([peak, peak / 2, 0])
 
@@ -122,8 +122,8 @@ def test_train(command: Command) -> None:
 
 def test_train_ppo_with_what_it_shares(command: Command) -> None:
     config = trained_with(command, "--env", "Pendulum-v1", "--algo", "ppo", "--preset", "scarce")
-    assert config["n_epochs"] == 10 and config["learning_rate"] == "lin_0.0003" and config["normalize"] is True
-    assert config["n_steps"] == 512 and config["n_envs"] == 4
+    assert config["n_epochs"] == 10 and config["learning_rate"] == "lin_0.00065" and config["normalize"] is True
+    assert config["n_steps"] == 512 and config["n_envs"] == 4 and config["clip_range"] == 0.2
     assert not set(config) & {"n_rollouts", "policy_loss", "advantage", "divergence_coef"}
 
 

@@ -48,7 +48,8 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
         "scarce",
         "MuJoCo, tuned",
         (
-            ("dapo_gae", "DAPO", "dapo_gae"),
+            ("dapo_clip", "DAPO", "dapo_gae"),
+            ("dapo_gae", "without clip", "dapo_gae"),
             ("dapo_kl", "with KL target", "dapo_gae"),
             ("vtrace_gae", "no divergence", "vtrace_gae"),
             ("ppo", "PPO", "ppo_ent"),
