@@ -318,7 +318,7 @@ class FusedPolicy:
             parameters.append(policy.log_std)
         self.is_flat = isinstance(space, spaces.Box) and len(space.shape) == 1
         self.adam = FlatAdam(policy.optimizer, parameters)
-        self.parameters, self.places = parameters, [parameter.data_ptr() for parameter in parameters]
+        self.places = [parameter.data_ptr() for parameter in parameters]
         n_trunk = 0 if self.trunk is None else len(self.trunk.parameters)
         n_actor, gradients = n_trunk + len(self.actor.parameters), self.adam.gradients
         self.gradients = (gradients[:n_trunk], gradients[n_trunk:n_actor], gradients[n_actor:])
@@ -432,7 +432,7 @@ class FusedPolicy:
 
     def is_outdated(self) -> bool:
         """:return: whether parameters have been given other memory, as SB3's ``load_from_vector`` does"""
-        return [parameter.data_ptr() for parameter in self.parameters] != self.places
+        return [parameter.data_ptr() for parameter in self.adam.parameters] != self.places
 
     @contextmanager
     def acting(self) -> Iterator[None]:
