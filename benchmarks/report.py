@@ -464,7 +464,7 @@ def games_table(suite: str, compared: Comparison, published: pd.DataFrame | None
     names = list(map(short, compared.envs))
     if published is not None:
         columns |= {f"*{method}*": [number(x, 3) for x in published.loc[names, method]] for method in published}
-    if len(names) <= MANY_ENVS and published is None:
+    if len(names) <= MANY_ENVS:
         return markdown(["Score", *names], [[name, *cells] for name, cells in columns.items()])
     return markdown(["Score", *columns], [list(row) for row in zip(names, *columns.values(), strict=True)])
 
@@ -487,8 +487,8 @@ def published_line(published: pd.DataFrame | None) -> str:
     if published is None:
         return ""
     iqms = published.loc["IQM"].sort_values(ascending=False)
-    listed = ", ".join(f"{method} {value:.2f}" for method, value in iqms.items())
-    return f"*Published, not ours*, IQM of all games: {listed}. Sources: `benchmarks/README.md`."
+    listed = "; ".join(f"{method} {value:.2f}" for method, value in iqms.items())
+    return f"*Published, not ours*, IQM of all environments: {listed}. Sources: `benchmarks/README.md`."
 
 
 def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, figures: Path, link: str) -> str:

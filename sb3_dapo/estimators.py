@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 
+from sb3_dapo.arguments import RANGES, check_int, check_number
+
 # exp(10) is about 22,000: beyond that an importance ratio carries no information, only overflow
 MAX_LOG_RATIO = 10.0
 
@@ -77,9 +79,7 @@ def vtrace(
     """
     named = {"rewards": rewards, "values": values, "next_values": next_values}
     _check_shapes(**named, ratios=ratios, discounts=discounts, continues=continues)
-    _check_parameters(lam=lam, rho_bar=rho_bar, c_bar=c_bar)
-    if not 0 <= advantage_lam <= 1:
-        raise ValueError(f"`advantage_lam` must be in [0, 1], got {advantage_lam}")
+    _check_numbers(lam=lam, advantage_lam=advantage_lam, rho_bar=rho_bar, c_bar=c_bar)
     arrays = _arrays(rewards, values, next_values, ratios, discounts, continues == 0)
     xp, rewards, v, bootstraps, ratios, discounts, ends = arrays
     with np.errstate(all="ignore"):
@@ -153,11 +153,9 @@ def future_divergence(
     :return: D - f, shape ``(T, N)``
     """
     _check_shapes(f=f, ratios=ratios, continues=continues)
-    _check_parameters(lam=lam, rho_bar=rho_bar, c_bar=c_bar)
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"`gamma` must be in [0, 1], got {gamma}")
-    if n_steps is not None and n_steps < 0:
-        raise ValueError(f"`n_steps` must be None or at least 0, got {n_steps}")
+    _check_numbers(lam=lam, gamma=gamma, rho_bar=rho_bar, c_bar=c_bar)
+    if n_steps is not None:
+        check_int("n_steps", n_steps, 0)
 
     xp, f, ratios, ends = _arrays(f, ratios, continues == 0)
     with np.errstate(all="ignore"):
@@ -220,10 +218,6 @@ def _check_shapes(**tensors: th.Tensor) -> None:
         raise ValueError(f"all tensors must have the same shape (T, N), got {shapes}")
 
 
-def _check_parameters(*, lam: float, rho_bar: float, c_bar: float) -> None:
-    if not 0 <= lam <= 1:
-        raise ValueError(f"`lam` must be in [0, 1], got {lam}")
-    if not rho_bar > 0:
-        raise ValueError(f"`rho_bar` must be greater than 0, got {rho_bar}")
-    if not c_bar >= 0:
-        raise ValueError(f"`c_bar` must be at least 0, got {c_bar}")
+def _check_numbers(**numbers: float) -> None:
+    for name, number in numbers.items():
+        check_number(name, number, RANGES["gae_lambda" if name.endswith("lam") else name])

@@ -561,9 +561,25 @@ def test_report_of_a_part_of_many_games_beside_what_is_published(
     alien = next(line for line in lines if line.startswith("| Alien"))
     assert alien.split(" | ")[1:3] == [f"{227.8 + (7127.7 - 227.8) * 0.25:,.0f}", "711"]
     assert "Not run on all of these environments yet: V-trace + GAE, no divergence, DAPO + GAE, " in "".join(lines)
-    assert any(
-        "IQM of all games: SPR 0.34, DrQ(eps) 0.28, CURL 0.11, PPO, Hafner et al. 2023 0.02." in x for x in lines
-    )
+    iqms = "IQM of all environments: SPR 0.34; DrQ(eps) 0.28; CURL 0.11; PPO, Hafner et al. 2023 0.02."
+    assert any(iqms in line for line in lines)
+
+
+def test_report_of_few_environments_beside_what_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "REPS", 20)
+    rows = []
+    for env, (low, high) in suites.SUITES["mujoco"].scores.items():
+        rows += rows_of(store.Run("mujoco", "scarce", env, "ppo", 1), [low, low + (high - low) * 0.5])
+    store.write_csv(tmp_path / "mujoco.csv", store.COLUMNS, map(store.format_row, rows))
+    (tmp_path / "mujoco_published.csv").write_bytes((store.RESULTS / "mujoco_published.csv").read_bytes())
+
+    path = report.report(tmp_path, tmp_path / "figures", "mujoco")
+    assert path is not None
+    text = path.read_text()
+    assert "| Score | HalfCheetah | Hopper | Walker2d | Ant | Swimmer |" in text
+    assert "| PPO | 1,103 | 1,279 | 1,101 | 362 | 79.3 |" in text
+    assert "| *SAC, Weng et al. 2022* | 9,059 | 3,388 | 3,387 | 3,561 | 41.4 |" in text
+    assert "IQM of all environments: SAC, Weng et al. 2022 2.05; TD3, Weng et al. 2022 1.35." in text
 
 
 def test_report_compares_kl_targets_with_the_constant_of_each_suite(

@@ -321,12 +321,13 @@ def test_importance_ratios() -> None:
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"lam": -0.1}, r"`lam` must be in \[0, 1\], got -0.1"),
-        ({"lam": 1.5}, r"`lam` must be in \[0, 1\], got 1.5"),
-        ({"lam": float("nan")}, r"`lam` must be in \[0, 1\], got nan"),
-        ({"rho_bar": 0.0}, "`rho_bar` must be greater than 0, got 0.0"),
-        ({"rho_bar": float("nan")}, "`rho_bar` must be greater than 0, got nan"),
-        ({"c_bar": -1.0}, "`c_bar` must be at least 0, got -1.0"),
+        ({"lam": -0.1}, r"`lam` must be a number in \[0, 1\], got -0.1"),
+        ({"lam": 1.5}, r"`lam` must be a number in \[0, 1\], got 1.5"),
+        ({"lam": float("nan")}, r"`lam` must be a number in \[0, 1\], got nan"),
+        ({"rho_bar": 0.0}, "`rho_bar` must be a number greater than 0, got 0.0"),
+        ({"rho_bar": float("nan")}, "`rho_bar` must be a number greater than 0, got nan"),
+        ({"c_bar": True}, "`c_bar` must be a number of at least 0, got True"),
+        ({"c_bar": -1.0}, "`c_bar` must be a number of at least 0, got -1.0"),
     ],
 )
 def test_wrong_parameters(settings: dict[str, float], message: str) -> None:
@@ -339,19 +340,20 @@ def test_wrong_parameters(settings: dict[str, float], message: str) -> None:
 
 @pytest.mark.parametrize("advantage_lam", [-0.1, 1.1, float("nan")])
 def test_wrong_advantage_lam(advantage_lam: float) -> None:
-    with pytest.raises(ValueError, match=r"`advantage_lam` must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"`advantage_lam` must be a number in \[0, 1\]"):
         vtrace(*random_batch(seed=9).vtrace_inputs(), advantage_lam=advantage_lam)
 
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.1, float("nan")])
 def test_wrong_gamma(gamma: float) -> None:
-    with pytest.raises(ValueError, match=rf"`gamma` must be in \[0, 1\], got {gamma}"):
+    with pytest.raises(ValueError, match=rf"`gamma` must be a number in \[0, 1\], got {gamma}"):
         multi_step_divergence(*random_batch(seed=9).divergence_inputs(), gamma=gamma)
 
 
-def test_wrong_n_steps() -> None:
-    with pytest.raises(ValueError, match="`n_steps` must be None or at least 0, got -1"):
-        multi_step_divergence(*random_batch(seed=9).divergence_inputs(), gamma=0.9, n_steps=-1)
+@pytest.mark.parametrize("n_steps", [-1, 0.5])
+def test_wrong_n_steps(n_steps: int) -> None:
+    with pytest.raises(ValueError, match=f"`n_steps` must be an integer of at least 0, got {n_steps}"):
+        multi_step_divergence(*random_batch(seed=9).divergence_inputs(), gamma=0.9, n_steps=n_steps)
 
 
 @pytest.mark.parametrize("position", range(6))
