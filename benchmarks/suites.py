@@ -165,7 +165,14 @@ MUJOCO = {
 }
 
 # What tuning led V-trace to
-TUNED_VTRACE_OF_MUJOCO = "learning_rate=lin_0.000651+gae_lambda=0.9+uses=10+n_rollouts=2"
+LEARNING_RATE_OF_VTRACE = "lin_0.000651"
+TUNED_VTRACE_OF_MUJOCO = f"learning_rate={LEARNING_RATE_OF_VTRACE}+gae_lambda=0.9+uses=10+n_rollouts=2"
+
+# What tuning on MuJoCo led the clip around advantage and divergence to, rounded: suites without trials of it have that
+INSIDE_THE_CLIP = {"clip_range": 0.3, "divergence_coef": 0.1}
+
+# What was tried first on Atari
+ATARI_NARROW = "dapo_clip+clip_range=0.2+divergence_coef=0.3"
 
 # How 1/eta is held, the same in every suite but MinAtar, where more is tried: a constant, or a KL target
 CONTROL = {
@@ -236,6 +243,7 @@ SUITES = {
             },
             "a2c": {**MINATAR, "n_steps": 5, "learning_rate": "lin_0.0007", "gae_lambda": 0.95, "ent_coef": 0.01},
         },
+        of_algorithm={"dapo_clip": INSIDE_THE_CLIP},
     ),
     "classic": Suite(
         scores={
@@ -290,7 +298,7 @@ SUITES = {
                 "vtrace_gae",
                 f"dapo_gae+{TUNED_VTRACE_OF_MUJOCO}+divergence_coef=0.3",
                 f"dapo+advantage=vtrace_gae+{TUNED_VTRACE_OF_MUJOCO}+clip_range=0.3+divergence_coef=0.1",
-                "dapo_clip",
+                f"dapo_clip+learning_rate={LEARNING_RATE_OF_VTRACE}+divergence_coef=0.3",
             ],
             "Shorter rollouts, as tuned and more of them kept": [
                 "dapo_kl",
@@ -318,10 +326,15 @@ SUITES = {
         of_algorithm={
             "dapo_gae": {"n_rollouts": 2, "divergence_coef": 0.3},
             "vtrace_gae": {"n_rollouts": 2},
+            "dapo_clip": INSIDE_THE_CLIP,
         },
         ablations={
             **CONTROL,
-            "PPO's clip": ["ppo_fast", "ppo_fast+clip_range=lin_0.1"],
+            "Clip range": ["ppo_fast", "ppo_fast+clip_range=lin_0.1", "dapo_clip", ATARI_NARROW],
+            "Shorter rollouts": [
+                *("ppo_fast", "ppo_fast+n_steps=32"),
+                *(ATARI_NARROW, f"{ATARI_NARROW}+n_steps=32+n_rollouts=4"),
+            ],
         },
     ),
     "atari5": Suite(
@@ -431,7 +444,7 @@ ALGORITHMS = {
         "DAPO + GAE, clip around both",
         "#67001f",
         "DAPO",
-        tuned_as="vtrace_gae",
+        tuned_as="dapo_gae",
     ),
     "geppo": Algorithm("dapo", {**GEPPO, "divergence_coef": 0.0}, "V-trace, GePPO's clip", "#006d2c"),
     "dapo_geppo": Algorithm(
@@ -456,6 +469,7 @@ ALGORITHMS = {
 BEST = "dapo_gae"
 # The setting that tuning chose for it, for other algorithms
 BEST_SETTING = "learning_rate=lin_0.005+ent_coef=0.005+uses=8"
+AROUND_BOTH = f"{BEST}+policy_loss=clip_augmented"
 # The same with the paper's advantages
 PAPER_BEST = f"dapo_plain+{BEST_SETTING}"
 
@@ -493,6 +507,11 @@ ABLATIONS = {
         BEST,
         *(f"{BEST}+policy_loss={x}" for x in ("clip", "clip_augmented")),
         "dapo+advantage=vtrace_gae",
+    ],
+    "The clip around both: its range and 1/eta, and no divergence": [
+        "dapo_clip",
+        *(f"{AROUND_BOTH}{x}" for x in ("", "+divergence_coef=0.3", "+divergence_coef=0.3+clip_range=0.3")),
+        f"{BEST}+policy_loss=clip+divergence_coef=0.0+clip_range=0.3",
     ],
     "Coefficient of the divergence, 1/eta": [
         BEST,
