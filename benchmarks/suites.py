@@ -168,8 +168,9 @@ MUJOCO = {
 LEARNING_RATE_OF_VTRACE = "lin_0.000651"
 TUNED_VTRACE_OF_MUJOCO = f"learning_rate={LEARNING_RATE_OF_VTRACE}+gae_lambda=0.9+uses=10+n_rollouts=2"
 
-# What tuning on MuJoCo led the clip around advantage and divergence to, rounded: suites without trials of it have that
-INSIDE_THE_CLIP = {"clip_range": 0.3, "divergence_coef": 0.1}
+# The recipe, for suites without trials of it: the range of the clip around both that tuning on MuJoCo led to, and what
+# divergence_coef="auto" is with discrete actions
+CLIP_AROUND_BOTH = {"clip_range": 0.3, "divergence_coef": 1.0}
 
 # What was tried first on Atari
 ATARI_NARROW = "dapo_clip+clip_range=0.2+divergence_coef=0.3"
@@ -243,7 +244,7 @@ SUITES = {
             },
             "a2c": {**MINATAR, "n_steps": 5, "learning_rate": "lin_0.0007", "gae_lambda": 0.95, "ent_coef": 0.01},
         },
-        of_algorithm={"dapo_clip": INSIDE_THE_CLIP},
+        of_algorithm={"dapo_clip": CLIP_AROUND_BOTH},
     ),
     "classic": Suite(
         scores={
@@ -306,6 +307,11 @@ SUITES = {
                 "ppo",
                 "ppo+n_steps=128",
             ],
+            # Of two only, so that its table is of all environments
+            "1/eta inside the clip, as tuned or by the number of action dimensions": [
+                "dapo_clip",
+                "dapo_clip+divergence_coef=auto",
+            ],
             "Larger minibatches, as tuned and with more uses": [
                 "dapo_kl",
                 "dapo_kl+batch_size=256",
@@ -326,11 +332,11 @@ SUITES = {
         of_algorithm={
             "dapo_gae": {"n_rollouts": 2, "divergence_coef": 0.3},
             "vtrace_gae": {"n_rollouts": 2},
-            "dapo_clip": INSIDE_THE_CLIP,
+            "dapo_clip": CLIP_AROUND_BOTH,
         },
         ablations={
             **CONTROL,
-            "Clip range": ["ppo_fast", "ppo_fast+clip_range=lin_0.1", "dapo_clip", ATARI_NARROW],
+            "Clip range and 1/eta": ["ppo_fast", "ppo_fast+clip_range=lin_0.1", "dapo_clip", ATARI_NARROW],
             "Shorter rollouts": [
                 *("ppo_fast", "ppo_fast+n_steps=32"),
                 *(ATARI_NARROW, f"{ATARI_NARROW}+n_steps=32+n_rollouts=4"),
@@ -469,7 +475,6 @@ ALGORITHMS = {
 BEST = "dapo_gae"
 # The setting that tuning chose for it, for other algorithms
 BEST_SETTING = "learning_rate=lin_0.005+ent_coef=0.005+uses=8"
-AROUND_BOTH = f"{BEST}+policy_loss=clip_augmented"
 # The same with the paper's advantages
 PAPER_BEST = f"dapo_plain+{BEST_SETTING}"
 
@@ -510,7 +515,8 @@ ABLATIONS = {
     ],
     "The clip around both: its range and 1/eta, and no divergence": [
         "dapo_clip",
-        *(f"{AROUND_BOTH}{x}" for x in ("", "+divergence_coef=0.3", "+divergence_coef=0.3+clip_range=0.3")),
+        f"{BEST}+policy_loss=clip_augmented",
+        *(f"dapo_clip+divergence_coef={x}" for x in ("0.3", "0.3+clip_range=0.2", "0.1")),
         f"{BEST}+policy_loss=clip+divergence_coef=0.0+clip_range=0.3",
     ],
     "Coefficient of the divergence, 1/eta": [

@@ -2,7 +2,7 @@
 
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -86,12 +86,19 @@ def check_arguments(cls: type, values: Mapping[str, Any], ranges: Mapping[str, R
         choices = _choices(parameter.annotation)
         if name in ranges:
             is_given = value is not None or types.NoneType not in get_args(parameter.annotation)
-            if is_given and not (name in SCHEDULED and callable(value)):
-                check_number(name, value, ranges[name])
+            words = _words(parameter.annotation)
+            is_word = isinstance(value, str) and value in words
+            if is_given and not is_word and not (name in SCHEDULED and callable(value)):
+                check_number(name, value, ranges[name], words)
         elif choices is not None:
             *others, last = map(repr, choices)
             is_allowed = any(type(value) is type(choice) and value == choice for choice in choices)
             check(name, value, is_allowed, f"{', '.join(others)} or {last}")
+
+
+def _words(annotation: Any) -> list[str]:
+    """:return: the words that a value of a type may be, besides what is no word"""
+    return [word for option in get_args(annotation) if get_origin(option) is Literal for word in get_args(option)]
 
 
 def _choices(annotation: Any) -> list[Any] | None:
@@ -122,22 +129,23 @@ def check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
         raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
 
 
-def check_number(name: str, value: object, allowed: Range) -> None:
+def check_number(name: str, value: object, allowed: Range, words: Sequence[str] = ()) -> None:
     """
     :param name: of the argument
     :param value: its value
     :param allowed: what it may be
+    :param words: that it may be too, for the message
     :raises ValueError: naming all three, if it is something else
     """
     minimum, maximum, exclusive, is_integer = allowed
     kinds = int | np.integer if is_integer else int | float | np.integer | np.floating
     kind = "an integer" if is_integer else "a number"
-    words = f"{kind} in [{minimum}, {maximum}]"
+    numbers = f"{kind} in [{minimum}, {maximum}]"
     if maximum == float("inf"):
-        words = f"{kind} greater than {minimum}" if exclusive else f"{kind} of at least {minimum}"
+        numbers = f"{kind} greater than {minimum}" if exclusive else f"{kind} of at least {minimum}"
     is_number = isinstance(value, kinds) and not isinstance(value, bool)
     is_above = is_number and (value > minimum if exclusive else value >= minimum)  # type: ignore[operator]
-    check(name, value, is_above and value <= maximum, words)  # type: ignore[operator]
+    check(name, value, is_above and value <= maximum, " or ".join([numbers, *map(repr, words)]))  # type: ignore[operator]
 
 
 def check_int(name: str, value: object, minimum: int) -> None:

@@ -100,7 +100,8 @@ class DAPO(Checkpoints, HubModel, PPO):
     :param divergence: divergence between the policy being trained and those that acted: a name in
         :data:`~sb3_dapo.divergences.DIVERGENCES` or a :class:`~sb3_dapo.divergences.Divergence`
     :param divergence_coef: 1/eta of eq. 7, weight of the divergence: a number, a function of the current progress
-        remaining, or a :class:`~sb3_dapo.controllers.Controller` that adapts it (the model has a copy of its own)
+        remaining, or a :class:`~sb3_dapo.controllers.Controller` that adapts it (the model has a copy of its own).
+        ``"auto"``: 1 / (number of action dimensions), as the divergence is a sum over them
     :param divergence_steps: steps after a transition whose divergence counts for it: ``None`` for the rest of the
         trajectory, 0 for the 1-step variant
     :param divergence_lambda: lambda of the divergence's traces; ``None`` for ``gae_lambda``
@@ -187,7 +188,7 @@ class DAPO(Checkpoints, HubModel, PPO):
         _init_setup_model: bool = True,
         *,
         divergence: str | Divergence = "kl",
-        divergence_coef: float | Schedule | Controller = 0.1,
+        divergence_coef: float | Literal["auto"] | Schedule | Controller = 0.1,
         divergence_steps: int | None = None,
         divergence_lambda: float | None = None,
         divergence_c_bar: float = 1.0,
@@ -279,6 +280,8 @@ class DAPO(Checkpoints, HubModel, PPO):
         # Some are attributes of another name, and checked by SB3
         values = {name: getattr(self, name) for name in arguments_of(type(self)) if hasattr(self, name)}
         check_arguments(type(self), values, self.argument_ranges)
+        if self.divergence_coef == "auto":
+            self.divergence_coef = 1 / math.prod(self.action_space.shape or ())
         get_divergence(self.divergence).check_action_space(self.action_space)
         for name in ("observation_space", "action_space"):  # SB3's policies count from 0
             parts = observation_spaces(getattr(self, name)).values()

@@ -14,39 +14,30 @@ from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 
 Schedule = Callable[[float], float]
 
-# The last two rollouts are kept, and the divergence holds the policy near those that acted, instead of the clip
-_REUSE: dict[str, Any] = {"n_rollouts": 2, "policy_loss": "plain", "advantage": "vtrace_gae"}
+# The same for all: the last two rollouts are kept, and PPO's clip is around advantage and divergence together. The clip
+# bounds each step, however many actions there are and however large the learning rate is
+_REUSE: dict[str, Any] = {
+    "n_rollouts": 2,
+    "advantage": "vtrace_gae",
+    "policy_loss": "clip_augmented",
+    "clip_range": 0.3,
+    "divergence_coef": "auto",
+}
 _DISCRETE: dict[str, Any] = {**_REUSE, "n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 4}
 
 # By kind of problem, written as an entry of a hyperparameter file. docs/settings.md says what each was measured on
 SCARCE: dict[str, dict[str, Any]] = {
-    "discrete": {
-        **_DISCRETE,
-        "learning_rate": "lin_0.005",
-        "gae_lambda": 0.8,
-        "ent_coef": 0.005,
-        "divergence_coef": 1.0,
-    },
-    "atari": {
-        **_DISCRETE,
-        "learning_rate": "lin_0.0005",
-        "gae_lambda": 0.9,
-        "ent_coef": 0.01,
-        "divergence_coef": 0.3,
-    },
+    "discrete": {**_DISCRETE, "learning_rate": "lin_0.005", "gae_lambda": 0.8, "ent_coef": 0.005},
+    "atari": {**_DISCRETE, "learning_rate": "lin_0.0005", "gae_lambda": 0.9, "ent_coef": 0.01},
     "continuous": {
         **_REUSE,
-        # How far a given 1/eta lets the policy go grows with the number of action dimensions: the clip bounds it
-        "policy_loss": "clip_augmented",
-        "clip_range": 0.3,
         "normalize": True,
         "n_envs": 4,
         "n_steps": 512,
         "batch_size": 64,
         "n_epochs": 5,
-        "learning_rate": "lin_0.00065",
+        "learning_rate": "lin_0.0016",
         "gae_lambda": 0.9,
-        "divergence_coef": 0.3,
     },
 }
 PRESETS = {"scarce": SCARCE}
@@ -89,21 +80,26 @@ def kind_of(env: GymEnv) -> str:
 
 def parse_schedule(
     name: str, text: str, linear: Callable[[float], Schedule] = lambda start: LinearSchedule(start, 0.0, 1.0)
-) -> Schedule | Controller:
+) -> Schedule | Controller | str:
     """
     :param name: of an argument that may be a schedule
-    :param text: ``lin_x``: falls from x to 0; for ``divergence_coef`` also ``adaptive_x`` and ``dual_x``, with target x
+    :param text: ``lin_x``: falls from x to 0; for ``divergence_coef`` also ``adaptive_x`` and ``dual_x``, with the
+        target x, and ``auto``
     :param linear: makes the schedule that falls to 0
     :return: what the text stands for
     :raises ValueError: if it stands for nothing
     """
     kinds: dict[str, Callable[[float], Schedule | Controller]] = {"lin": linear}
+    words = []
     if name == "divergence_coef":
         kinds |= {"adaptive": AdaptiveController, "dual": DualController}
+        words = ["auto"]  # DAPO knows it
+    if text in words:
+        return text
     kind, _, number = text.partition("_")
     try:
         return kinds[kind](float(number))
     except (KeyError, ValueError) as error:
-        allowed = ", ".join(f"{kind}_x" for kind in kinds)
+        allowed = ", ".join([*(f"{kind}_x" for kind in kinds), *words])
         hint = "YAML reads 1e-3 as text: write 0.001 or !!float 1e-3"
         raise ValueError(f"`{name}` must be a number or {allowed}, got {text!r} ({hint})") from error

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -519,6 +519,29 @@ def test_divergence_coef_may_be_scheduled() -> None:
 
     model.learn(4 * 64, callback=Coefficients())
     assert Coefficients.seen == pytest.approx([0.6, 0.4, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("actions", "coef"),
+    [
+        (spaces.Discrete(5), 1),
+        (spaces.Box(-1, 1, (4,)), 1 / 4),
+        (spaces.Box(-1, 1, (2, 3)), 1 / 6),
+        (spaces.MultiDiscrete([3, 2]), 1 / 2),
+        (spaces.MultiBinary(8), 1 / 8),
+    ],
+    ids=str,
+)
+def test_divergence_coef_auto(actions: spaces.Space[Any], coef: float) -> None:
+    def trained(divergence_coef: float | Literal["auto"]) -> DAPO:
+        env = RandomEnv(spaces.Box(-1, 1, (3,)), actions)
+        return make_model(DAPO, "MlpPolicy", env, divergence_coef=divergence_coef).learn(128)
+
+    model = trained("auto")
+    assert model.logger.name_to_value["train/divergence_coef"] == coef
+    assert th.equal(flat_parameters(model), flat_parameters(trained(coef)))
+    model.divergence_coef = "auto"  # between calls of learn, too
+    assert logged(model, 1)["divergence_coef"] == coef
 
 
 @pytest.mark.parametrize("n_epochs", [1, 3])

@@ -93,6 +93,11 @@ def test_schedules_of_text() -> None:
     assert isinstance(controller, AdaptiveController) and controller.target == 0.03
     with pytest.raises(ValueError, match="`clip_range` must be a number or lin_x, got 'adaptive_0.03'"):
         parse_schedule("clip_range", "adaptive_0.03")
+    assert parse_schedule("divergence_coef", "auto") == "auto"
+    with pytest.raises(ValueError, match="must be a number or lin_x, adaptive_x, dual_x, auto, got 'auto_1'"):
+        parse_schedule("divergence_coef", "auto_1")
+    with pytest.raises(ValueError, match="`learning_rate` must be a number or lin_x, got 'auto'"):
+        parse_schedule("learning_rate", "auto")
 
 
 # --- On the command line ---
@@ -122,7 +127,7 @@ def test_train(command: Command) -> None:
 
 def test_train_ppo_with_what_it_shares(command: Command) -> None:
     config = trained_with(command, "--env", "Pendulum-v1", "--algo", "ppo", "--preset", "scarce")
-    assert config["n_epochs"] == 10 and config["learning_rate"] == "lin_0.00065" and config["normalize"] is True
+    assert config["n_epochs"] == 10 and config["learning_rate"] == "lin_0.0016" and config["normalize"] is True
     assert config["n_steps"] == 512 and config["n_envs"] == 4 and config["clip_range"] == 0.2
     assert not set(config) & {"n_rollouts", "policy_loss", "advantage", "divergence_coef"}
 
