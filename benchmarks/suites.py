@@ -164,8 +164,9 @@ MUJOCO = {
     "a2c": {**ON_POLICY, "n_steps": 8, "learning_rate": "lin_0.0007"},
 }
 
-# What tuning led V-trace to
+# What tuning led V-trace and the clip around both to
 LEARNING_RATE_OF_VTRACE = "lin_0.000651"
+LEARNING_RATE_OF_CLIP = "lin_0.00158"
 TUNED_VTRACE_OF_MUJOCO = f"learning_rate={LEARNING_RATE_OF_VTRACE}+gae_lambda=0.9+uses=10+n_rollouts=2"
 
 # The recipe, for suites without trials of it: the range of the clip around both that tuning on MuJoCo led to, and what
@@ -307,7 +308,10 @@ SUITES = {
                 "ppo",
                 "ppo+n_steps=128",
             ],
-            # Of two only, so that its table is of all environments
+            "The clip around both and no divergence, in the setting that it was tuned to": [
+                "dapo_clip",
+                f"vtrace_gae+learning_rate={LEARNING_RATE_OF_CLIP}",
+            ],
             "1/eta inside the clip, as tuned or by the number of action dimensions": [
                 "dapo_clip",
                 "dapo_clip+divergence_coef=auto",
