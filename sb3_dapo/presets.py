@@ -14,33 +14,33 @@ from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 
 Schedule = Callable[[float], float]
 
-_REUSE: dict[str, Any] = {"n_rollouts": 2, "advantage": "vtrace_gae"}
-# PPO's clip around advantage and divergence together bounds each step, however many actions there are and however large
-# the learning rate is
-_CLIP_AROUND_BOTH: dict[str, Any] = {"policy_loss": "clip_augmented", "clip_range": 0.3, "divergence_coef": "auto"}
+# The last two rollouts are kept, and the divergence holds the policy near those that acted, instead of the clip
+_REUSE: dict[str, Any] = {"n_rollouts": 2, "policy_loss": "plain", "advantage": "vtrace_gae"}
 _DISCRETE: dict[str, Any] = {**_REUSE, "n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 4}
 
 # By kind of problem, written as an entry of a hyperparameter file. docs/settings.md says what each was measured on
 SCARCE: dict[str, dict[str, Any]] = {
     "discrete": {
         **_DISCRETE,
-        **_CLIP_AROUND_BOTH,
         "learning_rate": "lin_0.005",
         "gae_lambda": 0.8,
         "ent_coef": 0.005,
+        "divergence_coef": 1.0,
     },
     "atari": {
         **_DISCRETE,
-        # In the clip's place, as found on Crazy Climber: there it learns more than the clip around both
-        "policy_loss": "plain",
-        "divergence_coef": 0.3,
         "learning_rate": "lin_0.0005",
         "gae_lambda": 0.9,
         "ent_coef": 0.01,
+        "divergence_coef": 0.3,
     },
     "continuous": {
         **_REUSE,
-        **_CLIP_AROUND_BOTH,
+        # The divergence is a sum over action dimensions. The clip around it and the advantage bounds each step, however
+        # many there are, and bears a higher learning rate
+        "policy_loss": "clip_augmented",
+        "clip_range": 0.3,
+        "divergence_coef": "auto",
         "normalize": True,
         "n_envs": 4,
         "n_steps": 512,
