@@ -342,8 +342,10 @@ SUITES = {
             **CONTROL,
             "Clip range and 1/eta": ["ppo_fast", "ppo_fast+clip_range=lin_0.1", "dapo_clip", ATARI_NARROW],
             "Shorter rollouts": [
-                *("ppo_fast", "ppo_fast+n_steps=32"),
-                *(ATARI_NARROW, f"{ATARI_NARROW}+n_steps=32+n_rollouts=4"),
+                "ppo_fast",
+                "ppo_fast+n_steps=32",
+                ATARI_NARROW,
+                f"{ATARI_NARROW}+n_steps=32+n_rollouts=4",
             ],
         },
     ),

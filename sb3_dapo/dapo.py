@@ -273,7 +273,7 @@ class DAPO(Checkpoints, HubModel, PPO):
 
     def _check_arguments(self) -> None:
         """
-        Check the arguments, and make numbers of NumPy's where SB3's schedules do not know these.
+        Check the arguments, and make numbers of "auto", and of NumPy's where SB3's schedules do not know these.
 
         :raises ValueError: naming an argument, its value and what is allowed
         """

@@ -219,5 +219,5 @@ def _check_shapes(**tensors: th.Tensor) -> None:
 
 
 def _check_numbers(**numbers: float) -> None:
-    for name, number in numbers.items():
+    for name, number in numbers.items():  # every lambda has the same range
         check_number(name, number, RANGES["gae_lambda" if name.endswith("lam") else name])

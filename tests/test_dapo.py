@@ -542,6 +542,8 @@ def test_divergence_coef_auto(actions: spaces.Space[Any], coef: float) -> None:
     assert th.equal(flat_parameters(model), flat_parameters(trained(coef)))
     model.divergence_coef = "auto"  # between calls of learn, too
     assert logged(model, 1)["divergence_coef"] == coef
+    with pytest.raises(ValueError, match="`divergence_coef` must be a number of at least 0 or 'auto', got 'Auto'"):
+        trained("Auto")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("n_epochs", [1, 3])
