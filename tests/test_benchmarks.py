@@ -518,7 +518,8 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     low, high = suites.SUITES["minatar"].scores["MinAtar/Asterix-v1"]
     assert games[2][:2] == ["DAPO, multi-step", f"{low + (high - low) * 0.44:.3g} ± {(high - low) * 0.02:.2g}"]
     assert "Not run on all of these environments yet: A2C, DAPO + GAE." in text
-    assert "3.14 times the IQM of the best variant of PPO (PPO)" in text
+    # On a straight line from 0 to 0.44, as no episode has ended at the first evaluation
+    assert "3.14 times the IQM of the best variant of PPO (PPO). It reaches that IQM after 0.32" in text
     assert "#### Coefficient of the divergence, 1/eta" in text
     assert "| DAPO + GAE, divergence_coef = 0.5 | 0.54" in text
 
@@ -533,6 +534,13 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report.report(tmp_path, tmp_path / "figures", "minatar")
     assert path.read_text() == text
     assert {image.name: image.read_bytes() for image in (tmp_path / "figures").iterdir()} == figures
+
+
+def test_steps_needed() -> None:
+    curve = np.array([math.nan, 0.2, 0.1, 0.6, 0.5])[None, None]
+    for level, share in ((0.05, 0.1), (0.2, 0.4), (0.35, 0.7), (0.6, 0.8), (0.61, 1.0)):
+        # Twice, as a mean over seeds and games that are alike
+        assert report.steps_needed(curve.repeat(2, 0), np.full((3, 2, 1), level)) == pytest.approx(share)
 
 
 def test_report_of_a_part_of_many_games_beside_what_is_published(
