@@ -173,8 +173,8 @@ TUNED_VTRACE_OF_MUJOCO = f"learning_rate={LEARNING_RATE_OF_VTRACE}+gae_lambda=0.
 # divergence_coef="auto" is with discrete actions
 CLIP_AROUND_BOTH = {"clip_range": 0.3, "divergence_coef": 1.0}
 
-# What was tried first on Atari
-ATARI_NARROW = "dapo_clip+clip_range=0.2+divergence_coef=0.3"
+# The minibatches that PPO has on Atari
+ATARI_LARGE = "dapo_clip+batch_size=256"
 
 # How 1/eta is held, the same in every suite but MinAtar, where more is tried: a constant, or a KL target
 CONTROL = {
@@ -340,12 +340,18 @@ SUITES = {
         },
         ablations={
             **CONTROL,
-            "Clip range and 1/eta": ["ppo_fast", "ppo_fast+clip_range=lin_0.1", "dapo_clip", ATARI_NARROW],
-            "Shorter rollouts": [
+            "Clip range and 1/eta": [
                 "ppo_fast",
-                "ppo_fast+n_steps=32",
-                ATARI_NARROW,
-                f"{ATARI_NARROW}+n_steps=32+n_rollouts=4",
+                "ppo_fast+clip_range=lin_0.1",
+                ATARI_LARGE,
+                *(f"{ATARI_LARGE}+clip_range=0.3+divergence_coef=1.0{x}" for x in ("", "+learning_rate=lin_0.001")),
+            ],
+            "Minibatches, learning rate, uses and rollouts": [
+                "ppo_fast",
+                *(f"ppo_fast+{x}" for x in ("batch_size=64", "learning_rate=lin_0.001", "uses=16", "n_steps=32")),
+                "dapo_clip",
+                ATARI_LARGE,
+                *(f"{ATARI_LARGE}+{x}" for x in ("learning_rate=lin_0.001", "uses=16", "n_steps=32+n_rollouts=4")),
             ],
         },
     ),
