@@ -14,7 +14,7 @@ from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 
 Schedule = Callable[[float], float]
 
-# The last two rollouts are kept, and the divergence holds the policy near those that acted, instead of the clip
+# The last two rollouts are kept, and the divergence holds the policy near those that acted
 _REUSE: dict[str, Any] = {"n_rollouts": 2, "policy_loss": "plain", "advantage": "vtrace_gae"}
 _DISCRETE: dict[str, Any] = {**_REUSE, "n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 4}
 
@@ -29,6 +29,10 @@ SCARCE: dict[str, dict[str, Any]] = {
     },
     "atari": {
         **_DISCRETE,
+        # A divergence as weak as this does not hold the policy in every game, and the clip around both does
+        "policy_loss": "clip_augmented",
+        "clip_range": 0.2,
+        "batch_size": 64,
         "learning_rate": "lin_0.0005",
         "gae_lambda": 0.9,
         "ent_coef": 0.01,
