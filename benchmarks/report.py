@@ -560,7 +560,7 @@ def regime_section(rows: pd.DataFrame, results: Path, suite: str, regime: str, f
         )
         if SUITES[suite].final_games == 0:  # else the end is measured in another way than what comes before it
             pair = {dapo: (compared.scores[dapo], compared.scores[compared.reference])}
-            text += f" It reaches that IQM after {estimates(pair, steps_needed)[dapo][0]} of the steps."
+            text += f" It is where PPO ends after {estimates(pair, steps_needed)[dapo][0]} of the steps."
         parts.append(text)
     pairs = {
         pair: tuple(compared.scores[algo][:, :, -1] for algo in pair)

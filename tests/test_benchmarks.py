@@ -519,7 +519,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert games[2][:2] == ["DAPO, multi-step", f"{low + (high - low) * 0.44:.3g} ± {(high - low) * 0.02:.2g}"]
     assert "Not run on all of these environments yet: A2C, DAPO + GAE." in text
     # On a straight line from 0 to 0.44, as no episode has ended at the first evaluation
-    assert "3.14 times the IQM of the best variant of PPO (PPO). It reaches that IQM after 0.32" in text
+    assert "3.14 times the IQM of the best variant of PPO (PPO). It is where PPO ends after 0.32" in text
     assert "#### Coefficient of the divergence, 1/eta" in text
     assert "| DAPO + GAE, divergence_coef = 0.5 | 0.54" in text
 

@@ -55,6 +55,7 @@ CARTPOLE: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_cartpole(algo: type[DAPO]) -> None:
     assert score(algo, "MlpPolicy", "CartPole-v1", 40_000, **CARTPOLE) >= 475
 

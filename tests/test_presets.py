@@ -141,8 +141,8 @@ def test_train_atari(command: Command) -> None:
     pytest.importorskip("ale_py")
     small = ("--hyperparams", "n_steps:16", "n_envs:2", "batch_size:32", "n_epochs:1")
     config = trained_with(command, "--env", "PongNoFrameskip-v4", "--preset", "scarce", *small)
-    assert config["learning_rate"] == SCARCE["atari"]["learning_rate"]
-    assert config["frame_stack"] == 4
+    assert config["learning_rate"] == "lin_0.0005" and config["frame_stack"] == 4
+    assert config["policy_loss"] == "clip_augmented" and config["clip_range"] == 0.2  # the Zoo's entry has lin_0.1
 
 
 def test_resumed_runs_keep_it(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

@@ -299,6 +299,7 @@ def test_report_of_a_human(command: Command) -> None:
     small = ("--hyperparams", "n_envs:2", "n_steps:16", "n_epochs:1", "batch_size:32")
     command("train", "--env", "PongNoFrameskip-v4", "-n", "32", "--eval-freq", "-1", "--verbose", "0", *small)
     output = command("report", "--env", "PongNoFrameskip-v4", "-n", "1", "--n-envs", "1")
+    assert "PongNoFrameskip-v4 after 32 steps" in output
     assert re.search(r"\n  a human +14.6 ", output) and re.search(r"\n  always [A-Z]+ +-2", output)
 
 
