@@ -59,7 +59,7 @@ CURVES = (
 )
 
 # With more environments than this they are the rows of a table, and intervals of one seed are over them
-MANY_ENVS = 8
+MANY_ENVS = 7
 # The question of one recipe for all suites: a constant 1/eta against a KL target that a controller holds
 CONSTANT, TARGET = "dapo_gae", "dapo_kl"
 CONTROLLERS = {"": "constant", "dual": "dual ascent", "adaptive": "doubled or halved"}

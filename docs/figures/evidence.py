@@ -66,9 +66,15 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
         ),
     ),
     (
+        "atari100k",
+        "scarce",
+        "Atari, 100,000 steps",
+        (("dapo_clip", "DAPO", "dapo_gae"), ("ppo_fast", "PPO", "ppo_ent")),
+    ),
+    (
         "atari5",
         "scarce",
-        "Atari, untuned",
+        "Atari, 500,000 steps",
         (("dapo", "DAPO\nwith the clip", "dapo_gae"), ("ppo_fast", "PPO", "ppo_ent")),
     ),
 )
@@ -187,7 +193,7 @@ def all_suites() -> Any:
     """
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(12.6, 3.5), layout="constrained")
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(15.0, 3.5), layout="constrained")
     for (suite, regime, title, methods), axes in zip(PANELS, panels, strict=True):
         rows = report.read_scores(RESULTS, suite)
         rows = rows[(rows.regime == regime) & rows.algo.isin([algo for algo, _, _ in methods])]
@@ -199,7 +205,8 @@ def all_suites() -> Any:
             (estimate,) = found[algo]
             draw_interval(axes, y, estimate, color)
             axes.text(estimate.value, y - 0.2, f"{estimate.value:.2f}", ha="center", va="bottom")
-        names = [f"{text}\n({len(final[algo])} seeds)" for algo, text, _ in shown]
+        counts = {algo: "1 seed" if len(final[algo]) == 1 else f"{len(final[algo])} seeds" for algo, _, _ in shown}
+        names = [f"{text}\n({counts[algo]})" for algo, text, _ in shown]
         name_rows(axes, tuple(color for _, _, color in shown), names)
         axes.set_xlim(0, 1.2 * max(found[algo][0].high for algo, _, _ in shown))
         axes.set_title(f"{title}\n{len(envs)} {'tasks' if suite == 'mujoco' else 'games'}", loc="left", fontsize=11)
