@@ -174,7 +174,7 @@ def steps_needed(scores: Array, other: Array) -> float:
     """
     curve = np.append(0.0, iqm(scores))  # random play has a score of 0
     steps = np.linspace(0, 1, len(curve))[~np.isnan(curve)]
-    curve = curve[~np.isnan(curve)] - iqm(other)[-1]
+    curve = curve[~np.isnan(curve)] - iqm(other[:, :, -1])
     reached = int(np.argmax(curve >= 0))
     if curve[reached] < 0:
         return 1.0

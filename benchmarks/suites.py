@@ -169,7 +169,7 @@ LEARNING_RATE_OF_VTRACE = "lin_0.000651"
 LEARNING_RATE_OF_CLIP = "lin_0.00158"
 TUNED_VTRACE_OF_MUJOCO = f"learning_rate={LEARNING_RATE_OF_VTRACE}+gae_lambda=0.9+uses=10+n_rollouts=2"
 
-# The recipe, for suites without trials of it: the range of the clip around both that tuning on MuJoCo led to, and what
+# The recipe, where there are no trials of it: the range of the clip around both that tuning on MuJoCo led to, and what
 # divergence_coef="auto" is with discrete actions
 CLIP_AROUND_BOTH = {"clip_range": 0.3, "divergence_coef": 1.0}
 

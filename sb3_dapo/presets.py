@@ -15,13 +15,15 @@ from sb3_dapo.controllers import AdaptiveController, Controller, DualController
 Schedule = Callable[[float], float]
 
 # The last two rollouts are kept, and the divergence holds the policy near those that acted
-_REUSE: dict[str, Any] = {"n_rollouts": 2, "policy_loss": "plain", "advantage": "vtrace_gae"}
-_DISCRETE: dict[str, Any] = {**_REUSE, "n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 4}
+_REUSE: dict[str, Any] = {"n_rollouts": 2, "advantage": "vtrace_gae"}
+_DISCRETE: dict[str, Any] = {**_REUSE, "n_envs": 8, "n_steps": 128, "n_epochs": 4}
 
 # By kind of problem, written as an entry of a hyperparameter file. docs/settings.md says what each was measured on
 SCARCE: dict[str, dict[str, Any]] = {
     "discrete": {
         **_DISCRETE,
+        "policy_loss": "plain",
+        "batch_size": 256,
         "learning_rate": "lin_0.005",
         "gae_lambda": 0.8,
         "ent_coef": 0.005,

@@ -205,8 +205,7 @@ def all_suites() -> Any:
             (estimate,) = found[algo]
             draw_interval(axes, y, estimate, color)
             axes.text(estimate.value, y - 0.2, f"{estimate.value:.2f}", ha="center", va="bottom")
-        counts = {algo: "1 seed" if len(final[algo]) == 1 else f"{len(final[algo])} seeds" for algo, _, _ in shown}
-        names = [f"{text}\n({counts[algo]})" for algo, text, _ in shown]
+        names = [f"{text}\n({len(final[algo])} seed{'s' * (len(final[algo]) > 1)})" for algo, text, _ in shown]
         name_rows(axes, tuple(color for _, _, color in shown), names)
         axes.set_xlim(0, 1.2 * max(found[algo][0].high for algo, _, _ in shown))
         axes.set_title(f"{title}\n{len(envs)} {'tasks' if suite == 'mujoco' else 'games'}", loc="left", fontsize=11)
