@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rliable import library, metrics, plot_utils
 from store import RESULTS, read_rows, read_settings
-from suites import ALGORITHMS, BEST, SUITES, ablations, denormalize, hyperparameters, normalize, run_names
+from suites import ALGORITHMS, BEST, SUITES, ablations, algorithm, denormalize, hyperparameters, normalize, run_names
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 # Bootstrap samples of each interval
@@ -31,7 +31,7 @@ REPS = 2000
 # Changes whose values do not say what they are
 CHANGES = {"divergence_steps=null": "all steps"}
 # The paper's question: among methods that reuse the same data, does the divergence help, and do its steps? And the
-# user's, for the two kinds of PPO that tuning has found, and for A2C
+# user's, for the kinds of PPO that tuning has found, and for other methods
 PAIRS = (
     ("dapo_1step", "vtrace"),
     ("dapo", "vtrace"),
@@ -46,7 +46,7 @@ PAIRS = (
     ("dapo_clip", "ppo"),
     ("dapo_clip", "vtrace_gae"),
     ("dapo_clip", "dapo_gae"),
-    ("dapo_kl", "geppo_published"),
+    *(("dapo_clip", rival) for rival in ("ppo_target_kl", "trpo", "geppo_published")),
     ("dapo_gae", "ppo_ent"),
     ("dapo_gae", "ppo"),
     ("dapo_gae", "a2c"),
@@ -54,7 +54,7 @@ PAIRS = (
 )
 # Of many algorithms only these have curves and profiles: more could not be told apart
 CURVES = (
-    *("ppo_ent", "ppo", "a2c", "geppo_published", "vtrace_gae"),
+    *("ppo_ent", "ppo", "ppo_target_kl", "a2c", "trpo", "geppo_published", "vtrace_gae"),
     *("dapo_gae_1step", "dapo_gae", "dapo_kl", "dapo_clip", "sac"),
 )
 
@@ -98,8 +98,7 @@ def read_scores(results: Path, suite: str) -> pd.DataFrame:
     rows["normalized"] = [normalize(suite, env, score) for env, score in zip(rows.env, rows.score, strict=True)]
     rows["step"] = rows.groupby(["regime", "env", "algo", "seed"]).timesteps.rank().astype(int)
     # What is run as published is run once, and beside the tuned too
-    published = [algo for algo, described in ALGORITHMS.items() if described.published]
-    is_beside = (rows.regime == "untuned") & rows.algo.isin(published)
+    is_beside = (rows.regime == "untuned") & rows.algo.map(lambda algo: algorithm(algo).published)
     if "scarce" in set(rows.regime):
         rows = pd.concat([rows, rows[is_beside].assign(regime="scarce")], ignore_index=True)
     return rows

@@ -321,6 +321,17 @@ SUITES = {
                 "dapo_kl+batch_size=256",
                 "dapo_kl+batch_size=256+uses=20",
             ],
+            "GePPO as published, and with the divergence inside its clip": [
+                "geppo_published",
+                "geppo_published+policy_loss=clip_augmented+divergence_coef=0.1",
+            ],
+            "Minibatches, lambda and learning rate of the clip around both": [
+                "dapo_clip",
+                "dapo_clip+batch_size=256",
+                "dapo_clip+batch_size=512+learning_rate=lin_0.003",
+                "dapo_clip+gae_lambda=0.95",
+                "dapo_clip+learning_rate=0.0008",
+            ],
         },
     ),
     "atari100k": Suite(

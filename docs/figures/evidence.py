@@ -52,6 +52,7 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
             ("dapo_gae", "without clip", "dapo_gae"),
             ("dapo_kl", "with KL target", "dapo_gae"),
             ("vtrace_gae", "no divergence", "vtrace_gae"),
+            ("trpo", "TRPO", "a2c"),
             ("ppo", "PPO", "ppo_ent"),
         ),
     ),
