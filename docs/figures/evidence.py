@@ -194,7 +194,7 @@ def all_suites() -> Any:
     """
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(15.0, 3.5), layout="constrained")
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(15.0, 4.4), layout="constrained")
     for (suite, regime, title, methods), axes in zip(PANELS, panels, strict=True):
         rows = report.read_scores(RESULTS, suite)
         rows = rows[(rows.regime == regime) & rows.algo.isin([algo for algo, _, _ in methods])]
