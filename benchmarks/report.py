@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rliable import library, metrics, plot_utils
 from store import RESULTS, read_rows, read_settings
-from suites import ALGORITHMS, BEST, SUITES, ablations, algorithm, denormalize, hyperparameters, normalize, run_names
+from suites import ALGORITHMS, BEST, SUITES, ablations, denormalize, hyperparameters, normalize, run_names
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "benchmarks"
 # Bootstrap samples of each interval
@@ -46,7 +46,9 @@ PAIRS = (
     ("dapo_clip", "ppo"),
     ("dapo_clip", "vtrace_gae"),
     ("dapo_clip", "dapo_gae"),
-    *(("dapo_clip", rival) for rival in ("ppo_target_kl", "trpo", "geppo_published")),
+    ("dapo_clip", "ppo_target_kl"),
+    ("dapo_clip", "trpo"),
+    ("dapo_clip", "geppo_published"),
     ("dapo_gae", "ppo_ent"),
     ("dapo_gae", "ppo"),
     ("dapo_gae", "a2c"),
@@ -98,7 +100,8 @@ def read_scores(results: Path, suite: str) -> pd.DataFrame:
     rows["normalized"] = [normalize(suite, env, score) for env, score in zip(rows.env, rows.score, strict=True)]
     rows["step"] = rows.groupby(["regime", "env", "algo", "seed"]).timesteps.rank().astype(int)
     # What is run as published is run once, and beside the tuned too
-    is_beside = (rows.regime == "untuned") & rows.algo.map(lambda algo: algorithm(algo).published)
+    published = [algo for algo, described in ALGORITHMS.items() if described.published]
+    is_beside = (rows.regime == "untuned") & rows.algo.isin(published)
     if "scarce" in set(rows.regime):
         rows = pd.concat([rows, rows[is_beside].assign(regime="scarce")], ignore_index=True)
     return rows
