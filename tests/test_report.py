@@ -258,6 +258,7 @@ def test_printed_commands_train_as_the_agent_was(command: Command, monkeypatch: 
         return command(*arguments)
 
     given = ("--gym-packages", "my_envs", "--conf-file", "my.yml", "--hyperparams", "frame_stack:2", "n_steps:32")
+    given += ("--device", "cpu", "--vec-env", "subproc", "--save-freq", "64")
     run("train", "--env", "Mine-v0", *given, "--eval-freq", "64", "--eval-episodes", "1", "--seed", "3", "-P")
     output = run("report", "--env", "Mine-v0", "-n", "1", "--n-envs", "1")
     for row, algo, name, steps in (
@@ -275,7 +276,7 @@ def test_printed_commands_train_as_the_agent_was(command: Command, monkeypatch: 
         else:
             assert (new_config["frame_stack"], new_config["n_steps"], new_args["conf_file"]) == (2, 32, None)
         assert new_args["env_kwargs"] == {"sutton_barto_reward": True} and new_args["n_timesteps"] == steps
-        same = ("eval_episodes", "eval_freq", "gym_packages", "seed")
+        same = ("device", "eval_episodes", "eval_freq", "gym_packages", "save_freq", "seed", "vec_env")
         assert {name: new_args[name] for name in same} == {name: args[name] for name in same}
     gym.registry.pop("Mine-v0")
 

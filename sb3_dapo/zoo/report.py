@@ -23,6 +23,8 @@ from sb3_dapo.zoo.video import record
 
 SCORES_FILE = "scores.csv"
 BAR = 32  # characters
+# Options of the Zoo that always have a value, and which
+UNLESS_DEFAULT = {"device": "auto", "vec_env": "dummy", "save_freq": -1}
 
 
 def report() -> None:
@@ -131,6 +133,7 @@ def train_arguments(agent: Agent, algo: str) -> str:
     """Arguments of `train` that an algorithm is trained with as the agent was, besides the number of steps."""
     args, lacking = agent.train_args, set[str]()
     names = ["gym_packages", "preset", "eval_freq", "eval_episodes", "n_eval_envs", "seed"]
+    names += [name for name, default in UNLESS_DEFAULT.items() if args.get(name) != default]
     if algo == agent.algo:  # what these name is made for this algorithm
         names += ["conf_file", "trained_agent", "storage", "study_name", "trial_id"]
     else:
