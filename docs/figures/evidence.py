@@ -1,10 +1,12 @@
-"""Draw dapo_vs_ppo.svg, games.svg and suites.svg from benchmarks/results/*.csv: the evidence at a glance.
+"""Draw the figures of docs/evidence*.md that are not benchmarks/report.py's from benchmarks/results/*.csv.
 
 Estimates and intervals are those of the tables, as they come from the same functions. Run from anywhere, with the extra
 ``zoo`` installed: ``python docs/figures/evidence.py``.
 """
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +18,74 @@ sys.path.insert(0, str(FOLDER.parents[1] / "benchmarks"))
 
 import report  # noqa: E402
 from store import RESULTS  # noqa: E402
-from suites import SUITES, denormalize  # noqa: E402
+from suites import SUITES, denormalize, normalize  # noqa: E402
 
-SUITE, REGIME = "minatar", "scarce"
-#: names in benchmarks/suites.py: what the figures call them, and their colours
-METHODS = {
-    "dapo_gae": ("DAPO", "#b0104f"),
-    "a2c": ("A2C", "#7a7a7a"),
-    "vtrace_gae": ("Reuse without\nthe divergence", "#2e8b57"),
-    "ppo_ent": ("Best PPO", "#1f6fb5"),
-    "ppo": ("PPO without\nentropy bonus", "#4a8cc7"),
-}
-OVERVIEW = ("dapo_gae", "a2c", "vtrace_gae", "ppo_ent")
-GAMES = ("dapo_gae", "ppo_ent", "ppo", "a2c")
+REGIME = "scarce"
+RED, GREY, GREEN, BLUE, LIGHT_BLUE = "#b0104f", "#7a7a7a", "#2e8b57", "#1f6fb5", "#4a8cc7"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """
+    What the figures of a suite show, with all methods tuned alike.
+
+    :param suite: its name in benchmarks/suites.py
+    :param methods: names there, and what the figures call them, with a colour
+    :param curves: whose learning curves are drawn
+    :param final: whose final scores are drawn beside them, from top to bottom
+    :param games: whose scores in single games are drawn, from top to bottom
+    :param unit: what its environments are called
+    """
+
+    suite: str
+    methods: Mapping[str, tuple[str, str]]
+    curves: tuple[str, ...]
+    final: tuple[str, ...]
+    games: tuple[str, ...]
+    unit: str
+
+
+MINATAR = Shown(
+    suite="minatar",
+    methods={
+        "dapo_gae": ("DAPO", RED),
+        "a2c": ("A2C", GREY),
+        "vtrace_gae": ("Reuse without\nthe divergence", GREEN),
+        "ppo_ent": ("Best PPO", BLUE),
+        "ppo": ("PPO without\nentropy bonus", LIGHT_BLUE),
+    },
+    curves=("dapo_gae", "ppo_ent"),
+    final=("dapo_gae", "a2c", "vtrace_gae", "ppo_ent"),
+    games=("dapo_gae", "ppo_ent", "ppo", "a2c"),
+    unit="games",
+)
+MUJOCO = Shown(
+    suite="mujoco",
+    methods={
+        "dapo_clip": ("DAPO", RED),
+        "trpo": ("TRPO", GREY),
+        "vtrace_gae": ("Reuse without\nthe divergence", GREEN),
+        "ppo": ("Best PPO", BLUE),
+    },
+    curves=("dapo_clip", "trpo", "ppo"),
+    final=("dapo_clip", "trpo", "vtrace_gae", "ppo"),
+    games=("dapo_clip", "trpo", "vtrace_gae", "ppo"),
+    unit="tasks",
+)
+ATARI = {"dapo_clip": ("DAPO", RED), "ppo_fast": ("PPO", BLUE)}
+PUBLISHED = {"SPR": ("SPR, published", "#b0b0b0")}
 TARGET = "divergence_coef=dual_0.04"
-# Suite, regime, title, and what the rows of a panel are, from top to bottom: name in suites.py, text, whose colour
+# Suite, regime, title, and what the rows of a panel are, from top to bottom: name in suites.py, text, colour
 PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
     (
         "minatar",
         "scarce",
         "MinAtar, tuned",
         (
-            ("dapo_gae", "DAPO", "dapo_gae"),
-            (f"dapo_gae+{TARGET}", "with KL target", "dapo_gae"),
-            ("vtrace_gae", "no divergence", "vtrace_gae"),
-            ("ppo_ent", "PPO", "ppo_ent"),
+            ("dapo_gae", "DAPO", RED),
+            (f"dapo_gae+{TARGET}", "with KL target", RED),
+            ("vtrace_gae", "no divergence", GREEN),
+            ("ppo_ent", "PPO", BLUE),
         ),
     ),
     (
@@ -48,12 +93,12 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
         "scarce",
         "MuJoCo, tuned",
         (
-            ("dapo_clip", "DAPO", "dapo_gae"),
-            ("dapo_gae", "without clip", "dapo_gae"),
-            ("dapo_kl", "with KL target", "dapo_gae"),
-            ("vtrace_gae", "no divergence", "vtrace_gae"),
-            ("trpo", "TRPO", "a2c"),
-            ("ppo", "PPO", "ppo_ent"),
+            ("dapo_clip", "DAPO", RED),
+            ("dapo_gae", "without clip", RED),
+            ("dapo_kl", "with KL target", RED),
+            ("vtrace_gae", "no divergence", GREEN),
+            ("trpo", "TRPO", GREY),
+            ("ppo", "PPO", BLUE),
         ),
     ),
     (
@@ -61,22 +106,22 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
         "untuned",
         "MuJoCo, untuned",
         (
-            ("dapo_gae", "DAPO", "dapo_gae"),
-            (f"dapo_kl+{TARGET}", "with KL target", "dapo_gae"),
-            ("ppo", "PPO", "ppo_ent"),
+            ("dapo_gae", "DAPO", RED),
+            (f"dapo_kl+{TARGET}", "with KL target", RED),
+            ("ppo", "PPO", BLUE),
         ),
     ),
     (
         "atari100k",
         "scarce",
         "Atari, 100,000 steps",
-        (("dapo_clip", "DAPO", "dapo_gae"), ("ppo_fast", "PPO", "ppo_ent")),
+        (("dapo_clip", "DAPO", RED), ("ppo_fast", "PPO", BLUE)),
     ),
     (
         "atari5",
         "scarce",
         "Atari, 500,000 steps",
-        (("dapo", "DAPO\nwith the clip", "dapo_gae"), ("ppo_fast", "PPO", "ppo_ent")),
+        (("dapo", "DAPO\nwith the clip", RED), ("ppo_fast", "PPO", BLUE)),
     ),
 )
 STYLE = {"font.size": 13, "svg.hashsalt": "sb3-dapo", "axes.spines.top": False, "axes.spines.right": False}
@@ -84,107 +129,131 @@ STYLE = {"font.size": 13, "svg.hashsalt": "sb3-dapo", "axes.spines.top": False, 
 Array = npt.NDArray[np.float64]
 
 
-def read() -> tuple[Array, dict[str, Array]]:
+def read(shown: Shown) -> tuple[Array, dict[str, Array]]:
     """
+    :param shown: a suite
     :return: the steps of the evaluations, shape ``(n_evaluations,)``, and the normalized scores of each method, shape
         ``(n_seeds, n_games, n_evaluations)``
     """
-    rows = report.read_scores(RESULTS, SUITE)
+    rows = report.read_scores(RESULTS, shown.suite)
     rows = rows[rows.regime == REGIME]
-    scores = report.score_arrays(rows, METHODS, list(SUITES[SUITE].scores))
-    steps = rows[rows.algo == "dapo_gae"].groupby("step").timesteps.mean()
+    scores = report.score_arrays(rows, shown.methods, list(SUITES[shown.suite].scores))
+    steps = rows[rows.algo == shown.curves[0]].groupby("step").timesteps.mean()
     return steps.to_numpy(float), scores
 
 
-def draw_interval(axes: Any, y: int, estimate: report.Estimate, method: str) -> None:
+def draw_interval(axes: Any, y: int, estimate: report.Estimate, color: str) -> None:
     """
     :param axes: to draw into
     :param y: height of the row
     :param estimate: the point and its interval
-    :param method: gives the colour
+    :param color: its colour
     """
-    color = METHODS[method][1]
     axes.plot([estimate.low, estimate.high], [y, y], color=color, linewidth=6, alpha=0.35, solid_capstyle="round")
     axes.plot(estimate.value, y, "o", color=color, markersize=9)
 
 
-def name_rows(axes: Any, methods: tuple[str, ...], names: list[str] | None = None) -> None:
+def name_rows(axes: Any, names: list[str], colors: list[str]) -> None:
     """
-    :param axes: whose rows get the names of the methods, in their colours
-    :param methods: from top to bottom
-    :param names: other names
+    :param axes: whose rows get names
+    :param names: from top to bottom
+    :param colors: theirs
     """
-    axes.set_yticks(range(len(methods)), names or [METHODS[method][0] for method in methods])
-    for text, method in zip(axes.get_yticklabels(), methods, strict=True):
-        text.set_color(METHODS[method][1])
-        text.set_fontweight("bold")
-    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.set_yticks(range(len(names)), names)
+    for text, color in zip(axes.get_yticklabels(), colors, strict=True):
+        text.set(color=color, fontweight="bold")
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
 
 
-def overview(steps: Array, scores: dict[str, Array]) -> Any:
+def overview(shown: Shown) -> Any:
     """
-    :param steps: as ``read`` returns them
-    :param scores: as ``read`` returns them
-    :return: learning curves of DAPO and of the best PPO, and final scores with intervals
+    :param shown: a suite
+    :return: learning curves, and final scores with intervals
     """
     import matplotlib.pyplot as plt
 
+    steps, scores = read(shown)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 4.0), layout="constrained", width_ratios=(1.15, 1))
-    shown = {method: scores[method] for method in ("dapo_gae", "ppo_ent")}
-    known = np.flatnonzero(~np.any([np.isnan(array).any(axis=(0, 1)) for array in shown.values()], axis=0))
-    curves = report.estimates({method: array[:, :, known] for method, array in shown.items()}, report.iqm)
+    drawn = {method: scores[method] for method in shown.curves}
+    known = np.flatnonzero(~np.any([np.isnan(array).any(axis=(0, 1)) for array in drawn.values()], axis=0))
+    curves = report.estimates({method: array[:, :, known] for method, array in drawn.items()}, report.iqm)
     for method, curve in curves.items():
-        label, color = METHODS[method]
-        left.plot(steps[known], [e.value for e in curve], color=color, linewidth=3)
+        label, color = shown.methods[method]
+        left.plot(steps[known], [e.value for e in curve], color=color, linewidth=3, label=label)
         left.fill_between(steps[known], [e.low for e in curve], [e.high for e in curve], color=color, alpha=0.2, lw=0)
-        above = method == "dapo_gae"
-        left.annotate(
-            label,
-            (steps[known][-3], curve[-3].value),
-            xytext=(-10, 14) if above else (6, -24),
-            textcoords="offset points",
-            ha="right" if above else "left",
-            color=color,
-            fontweight="bold",
-        )
-    left.set(xlabel="environment steps", ylabel="score, IQM of five games", ylim=(0, None), xlim=(0, None))
+    left.legend(loc="upper left", frameon=False, handlelength=0, labelcolor="linecolor", prop={"weight": "bold"})
+    what = f"score, IQM of five {shown.unit}"
+    left.set(xlabel="environment steps", ylabel=what, ylim=(0, None), xlim=(0, None))
     left.xaxis.set_major_formatter("{x:,.0f}")
     left.set_title("While learning", loc="left", fontsize=13)
 
-    final = report.estimates({method: scores[method][:, :, -1] for method in OVERVIEW}, report.iqm)
-    for y, method in enumerate(OVERVIEW):
-        draw_interval(right, y, final[method][0], method)
-        right.text(final[method][0].value, y - 0.2, f"{final[method][0].value:.2f}", ha="center", va="bottom")
-    name_rows(right, OVERVIEW)
-    right.set(xlabel="score, IQM of five games", xlim=(0.45, 0.82))
-    right.set_title(f"After {SUITES[SUITE].regimes[REGIME].timesteps:,} steps", loc="left", fontsize=13)
+    final = report.estimates({method: scores[method][:, :, -1] for method in shown.final}, report.iqm)
+    for y, (method, (estimate,)) in enumerate(final.items()):
+        draw_interval(right, y, estimate, shown.methods[method][1])
+        right.text(estimate.value, y - 0.2, f"{estimate.value:.2f}", ha="center", va="bottom")
+    name_rows(right, *map(list, zip(*(shown.methods[method] for method in shown.final), strict=True)))
+    right.set(xlabel=what)
+    right.margins(x=0.12)
+    right.set_title(f"After {SUITES[shown.suite].regimes[REGIME].timesteps:,} steps", loc="left", fontsize=13)
     return figure
 
 
-def by_game(scores: dict[str, Array]) -> Any:
+def by_game(shown: Shown) -> Any:
     """
-    :param scores: as ``read`` returns them
+    :param shown: a suite
     :return: mean final scores of each game, with intervals
     """
     import matplotlib.pyplot as plt
 
-    envs = list(SUITES[SUITE].scores)
+    _, scores = read(shown)
+    envs = list(SUITES[shown.suite].scores)
     figure, panels = plt.subplots(1, len(envs), figsize=(11.0, 2.9), layout="constrained", sharey=True)
     for game, (env, axes) in enumerate(zip(envs, panels, strict=True)):
-        raw = {method: denormalize(SUITE, env, scores[method][:, [game], -1]) for method in GAMES}
+        raw = {method: denormalize(shown.suite, env, scores[method][:, [game], -1]) for method in shown.games}
         for y, (method, (estimate,)) in enumerate(report.estimates(raw, np.mean).items()):
-            draw_interval(axes, y, estimate, method)
+            draw_interval(axes, y, estimate, shown.methods[method][1])
         axes.set_title(report.short(env), fontsize=13)
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=min(0, axes.get_xlim()[0]))
         axes.locator_params(axis="x", nbins=3)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(axis="x", alpha=0.25)
         if game == 0:
-            name_rows(axes, GAMES)
+            name_rows(axes, *map(list, zip(*(shown.methods[method] for method in shown.games), strict=True)))
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
     figure.supxlabel("score", fontsize=13)
+    return figure
+
+
+def atari() -> Any:
+    """
+    :return: human-normalized final scores in each game of Atari 100k that DAPO and PPO have played, and a published one
+    """
+    import matplotlib.pyplot as plt
+
+    suite = "atari100k"
+    rows = report.read_scores(RESULTS, suite)
+    rows = rows[(rows.regime == REGIME) & rows.algo.isin(ATARI)]
+    envs = report.complete_envs(rows, suite)
+    scores = {method: array[:, :, -1].mean(axis=0) for method, array in report.score_arrays(rows, ATARI, envs).items()}
+    published = report.read_published(RESULTS, suite)
+    for method in PUBLISHED:
+        scores[method] = [normalize(suite, env, published.loc[report.short(env), method]) for env in envs]
+    figure, axes = plt.subplots(figsize=(9.2, 0.8 + 0.33 * len(envs)), layout="constrained")
+    for method, (label, color) in {**PUBLISHED, **ATARI}.items():
+        axes.plot(scores[method], range(len(envs)), "o", color=color, markersize=9, label=label)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axvline(1, color="black", linewidth=0.8, linestyle="--")
+    axes.set_xscale("symlog", linthresh=0.1, linscale=0.7)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(x=0.03)
+    axes.set_yticks(range(len(envs)), [report.short(env) for env in envs])
+    axes.set_ylim(len(envs) - 0.4, -0.6)
+    axes.grid(axis="y", alpha=0.25)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    axes.set(xlabel="human-normalized score: 0 is random play, 1 a human")
     return figure
 
 
@@ -207,7 +276,7 @@ def all_suites() -> Any:
             draw_interval(axes, y, estimate, color)
             axes.text(estimate.value, y - 0.2, f"{estimate.value:.2f}", ha="center", va="bottom")
         names = [f"{text}\n({len(final[algo])} seed{'s' * (len(final[algo]) > 1)})" for algo, text, _ in shown]
-        name_rows(axes, tuple(color for _, _, color in shown), names)
+        name_rows(axes, names, [color for _, _, color in shown])
         axes.set_xlim(0, 1.2 * max(found[algo][0].high for algo, _, _ in shown))
         axes.set_title(f"{title}\n{len(envs)} {'tasks' if suite == 'mujoco' else 'games'}", loc="left", fontsize=11)
         axes.locator_params(axis="x", nbins=3)
@@ -224,8 +293,14 @@ def main() -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams.update(STYLE)
-    steps, scores = read()
-    figures = {"dapo_vs_ppo": overview(steps, scores), "games": by_game(scores), "suites": all_suites()}
+    figures = {
+        "dapo_vs_ppo": overview(MINATAR),
+        "games": by_game(MINATAR),
+        "mujoco": overview(MUJOCO),
+        "tasks": by_game(MUJOCO),
+        "atari": atari(),
+        "suites": all_suites(),
+    }
     for name, figure in figures.items():
         figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None}, facecolor="white")
         plt.close(figure)
