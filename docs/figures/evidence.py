@@ -183,7 +183,11 @@ def overview(shown: Shown) -> Any:
         label, color = shown.methods[method]
         left.plot(steps[known], [e.value for e in curve], color=color, linewidth=3, label=label)
         left.fill_between(steps[known], [e.low for e in curve], [e.high for e in curve], color=color, alpha=0.2, lw=0)
-    left.legend(loc="upper left", frameon=False, handlelength=0, labelcolor="linecolor", prop={"weight": "bold"})
+    names = left.legend(
+        loc="upper left", frameon=False, handlelength=0, labelcolor="linecolor", prop={"weight": "bold"}
+    )
+    for handle in names.legend_handles:
+        handle.set_visible(False)  # the colours of the names say it
     what = f"score, IQM of five {shown.unit}"
     left.set(xlabel="environment steps", ylabel=what, ylim=(0, None), xlim=(0, None))
     left.xaxis.set_major_formatter("{x:,.0f}")
