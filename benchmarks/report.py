@@ -49,6 +49,7 @@ PAIRS = (
     ("dapo_clip", "ppo_target_kl"),
     ("dapo_clip", "trpo"),
     ("dapo_clip", "geppo_published"),
+    ("dapo_clip", "a2c"),
     ("dapo_gae", "ppo_ent"),
     ("dapo_gae", "ppo"),
     ("dapo_gae", "a2c"),
