@@ -65,11 +65,12 @@ MUJOCO = Shown(
         "dapo_clip": ("DAPO", RED),
         "trpo": ("TRPO", GREY),
         "vtrace_gae": ("Reuse without\nthe divergence", GREEN),
-        "ppo": ("Best PPO", BLUE),
+        "ppo_target_kl": ("PPO with\nKL target", LIGHT_BLUE),
+        "ppo": ("PPO", BLUE),
     },
     curves=("dapo_clip", "trpo", "ppo"),
-    final=("dapo_clip", "trpo", "vtrace_gae", "ppo"),
-    games=("dapo_clip", "trpo", "vtrace_gae", "ppo"),
+    final=("dapo_clip", "trpo", "vtrace_gae", "ppo_target_kl", "ppo"),
+    games=("dapo_clip", "trpo", "vtrace_gae", "ppo_target_kl", "ppo"),
     unit="tasks",
 )
 ATARI = {"dapo_clip": ("DAPO", RED), "ppo_fast": ("PPO", BLUE)}
@@ -213,7 +214,9 @@ def by_game(shown: Shown) -> Any:
 
     _, scores = read(shown)
     envs = list(SUITES[shown.suite].scores)
-    figure, panels = plt.subplots(1, len(envs), figsize=(11.0, 2.9), layout="constrained", sharey=True)
+    figure, panels = plt.subplots(
+        1, len(envs), figsize=(11.0, 0.9 + 0.5 * len(shown.games)), layout="constrained", sharey=True
+    )
     for game, (env, axes) in enumerate(zip(envs, panels, strict=True)):
         raw = {method: denormalize(shown.suite, env, scores[method][:, [game], -1]) for method in shown.games}
         for y, (method, (estimate,)) in enumerate(report.estimates(raw, np.mean).items()):
