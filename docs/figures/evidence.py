@@ -154,28 +154,41 @@ def draw_interval(axes: Any, y: int, estimate: report.Estimate, color: str) -> N
     axes.plot(estimate.value, y, "o", color=color, markersize=9)
 
 
-def name_rows(axes: Any, names: list[str], colors: list[str]) -> None:
+def draw_value(axes: Any, y: int, estimate: report.Estimate, color: str) -> None:
+    """
+    As ``draw_interval``, with the point as a number above it.
+
+    :param axes: to draw into
+    :param y: height of the row
+    :param estimate: the point and its interval
+    :param color: its colour
+    """
+    draw_interval(axes, y, estimate, color)
+    axes.text(estimate.value, y - 0.2, f"{estimate.value:.2f}", ha="center", va="bottom")
+
+
+def name_rows(axes: Any, rows: list[tuple[str, str]]) -> None:
     """
     :param axes: whose rows get names
-    :param names: from top to bottom
-    :param colors: theirs
+    :param rows: names and their colours, from top to bottom
     """
-    axes.set_yticks(range(len(names)), names)
-    for text, color in zip(axes.get_yticklabels(), colors, strict=True):
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    for text, (_, color) in zip(axes.get_yticklabels(), rows, strict=True):
         text.set(color=color, fontweight="bold")
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
 
 
-def overview(shown: Shown) -> Any:
+def overview(shown: Shown, steps: Array, scores: dict[str, Array]) -> Any:
     """
     :param shown: a suite
+    :param steps: as ``read`` returns them
+    :param scores: as ``read`` returns them
     :return: learning curves, and final scores with intervals
     """
     import matplotlib.pyplot as plt
 
-    steps, scores = read(shown)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 4.0), layout="constrained", width_ratios=(1.15, 1))
     drawn = {method: scores[method] for method in shown.curves}
     known = np.flatnonzero(~np.any([np.isnan(array).any(axis=(0, 1)) for array in drawn.values()], axis=0))
@@ -196,23 +209,22 @@ def overview(shown: Shown) -> Any:
 
     final = report.estimates({method: scores[method][:, :, -1] for method in shown.final}, report.iqm)
     for y, (method, (estimate,)) in enumerate(final.items()):
-        draw_interval(right, y, estimate, shown.methods[method][1])
-        right.text(estimate.value, y - 0.2, f"{estimate.value:.2f}", ha="center", va="bottom")
-    name_rows(right, *map(list, zip(*(shown.methods[method] for method in shown.final), strict=True)))
+        draw_value(right, y, estimate, shown.methods[method][1])
+    name_rows(right, [shown.methods[method] for method in shown.final])
     right.set(xlabel=what)
     right.margins(x=0.12)
     right.set_title(f"After {SUITES[shown.suite].regimes[REGIME].timesteps:,} steps", loc="left", fontsize=13)
     return figure
 
 
-def by_game(shown: Shown) -> Any:
+def by_game(shown: Shown, scores: dict[str, Array]) -> Any:
     """
     :param shown: a suite
+    :param scores: as ``read`` returns them
     :return: mean final scores of each game, with intervals
     """
     import matplotlib.pyplot as plt
 
-    _, scores = read(shown)
     envs = list(SUITES[shown.suite].scores)
     figure, panels = plt.subplots(
         1, len(envs), figsize=(11.0, 0.9 + 0.5 * len(shown.games)), layout="constrained", sharey=True
@@ -227,7 +239,7 @@ def by_game(shown: Shown) -> Any:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(axis="x", alpha=0.25)
         if game == 0:
-            name_rows(axes, *map(list, zip(*(shown.methods[method] for method in shown.games), strict=True)))
+            name_rows(axes, [shown.methods[method] for method in shown.games])
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
     figure.supxlabel("score", fontsize=13)
@@ -280,10 +292,9 @@ def all_suites() -> Any:
         shown = [row for row in methods if row[0] in found]
         for y, (algo, _, color) in enumerate(shown):
             (estimate,) = found[algo]
-            draw_interval(axes, y, estimate, color)
-            axes.text(estimate.value, y - 0.2, f"{estimate.value:.2f}", ha="center", va="bottom")
-        names = [f"{text}\n({len(final[algo])} seed{'s' * (len(final[algo]) > 1)})" for algo, text, _ in shown]
-        name_rows(axes, names, [color for _, _, color in shown])
+            draw_value(axes, y, estimate, color)
+        counts = {algo: f"{len(final[algo])} seed{'s' * (len(final[algo]) > 1)}" for algo in final}
+        name_rows(axes, [(f"{text}\n({counts[algo]})", color) for algo, text, color in shown])
         axes.set_xlim(0, 1.2 * max(found[algo][0].high for algo, _, _ in shown))
         axes.set_title(f"{title}\n{len(envs)} {'tasks' if suite == 'mujoco' else 'games'}", loc="left", fontsize=11)
         axes.locator_params(axis="x", nbins=3)
@@ -300,14 +311,10 @@ def main() -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams.update(STYLE)
-    figures = {
-        "dapo_vs_ppo": overview(MINATAR),
-        "games": by_game(MINATAR),
-        "mujoco": overview(MUJOCO),
-        "tasks": by_game(MUJOCO),
-        "atari": atari(),
-        "suites": all_suites(),
-    }
+    figures = {"atari": atari(), "suites": all_suites()}
+    for shown, curves, games in ((MINATAR, "dapo_vs_ppo", "games"), (MUJOCO, "mujoco", "tasks")):
+        steps, scores = read(shown)
+        figures |= {curves: overview(shown, steps, scores), games: by_game(shown, scores)}
     for name, figure in figures.items():
         figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None}, facecolor="white")
         plt.close(figure)
