@@ -1,7 +1,7 @@
-"""Draw the figures of docs/evidence*.md that are not benchmarks/report.py's from benchmarks/results/*.csv.
+"""Draw the figures of docs/evidence*.md that are not benchmarks/report.py's, and write the table of Atari's games.
 
-Estimates and intervals are those of the tables, as they come from the same functions. Run from anywhere, with the extra
-``zoo`` installed: ``python docs/figures/evidence.py``.
+They come from benchmarks/results/*.csv, by the functions of that report. Run from anywhere, with the extra ``zoo``
+installed: ``python docs/figures/evidence.py``.
 """
 
 import sys
@@ -21,7 +21,7 @@ from store import RESULTS  # noqa: E402
 from suites import SUITES, denormalize, normalize  # noqa: E402
 
 REGIME = "scarce"
-RED, GREY, GREEN, BLUE, LIGHT_BLUE = "#b0104f", "#7a7a7a", "#2e8b57", "#1f6fb5", "#4a8cc7"
+RED, GREY, GREEN, BLUE, LIGHT_BLUE, LIGHT_GREY = "#b0104f", "#7a7a7a", "#2e8b57", "#1f6fb5", "#4a8cc7", "#b0b0b0"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ MUJOCO = Shown(
     unit="tasks",
 )
 ATARI = {"dapo_clip": ("DAPO", RED), "ppo_fast": ("PPO", BLUE)}
-PUBLISHED = {"SPR": ("SPR, published", "#b0b0b0")}
+ATARI_SUITE = "atari100k"
+PUBLISHED = ("PPO, Hafner et al. 2023", "SPR")  # beside ours in the table of Atari
 TARGET = "divergence_coef=dual_0.04"
 # Suite, regime, title, and what the rows of a panel are, from top to bottom: name in suites.py, text, colour
 PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
@@ -246,23 +247,33 @@ def by_game(shown: Shown, scores: dict[str, Array]) -> Any:
     return figure
 
 
-def atari() -> Any:
+def read_atari() -> tuple[list[str], dict[str, Array]]:
     """
-    :return: human-normalized final scores in each game of Atari 100k that DAPO and PPO have played, and a published one
+    :return: the games of Atari 100k that DAPO and PPO have both played, and the normalized final scores of these and of
+        published methods, shape ``(n_seeds, n_games)``
+    """
+    rows = report.read_scores(RESULTS, ATARI_SUITE)
+    rows = rows[(rows.regime == REGIME) & rows.algo.isin(ATARI)]
+    envs = report.complete_envs(rows, ATARI_SUITE)
+    published = report.read_published(RESULTS, ATARI_SUITE)
+    scores = {
+        method: np.array([[normalize(ATARI_SUITE, env, published.loc[report.short(env), method]) for env in envs]])
+        for method in PUBLISHED
+    }
+    return envs, {m: array[:, :, -1] for m, array in report.score_arrays(rows, ATARI, envs).items()} | scores
+
+
+def atari(envs: list[str], scores: dict[str, Array]) -> Any:
+    """
+    :param envs: as ``read_atari`` returns them
+    :param scores: as ``read_atari`` returns them
+    :return: human-normalized final scores in each game
     """
     import matplotlib.pyplot as plt
 
-    suite = "atari100k"
-    rows = report.read_scores(RESULTS, suite)
-    rows = rows[(rows.regime == REGIME) & rows.algo.isin(ATARI)]
-    envs = report.complete_envs(rows, suite)
-    scores = {method: array[:, :, -1].mean(axis=0) for method, array in report.score_arrays(rows, ATARI, envs).items()}
-    published = report.read_published(RESULTS, suite)
-    for method in PUBLISHED:
-        scores[method] = [normalize(suite, env, published.loc[report.short(env), method]) for env in envs]
     figure, axes = plt.subplots(figsize=(9.2, 0.8 + 0.33 * len(envs)), layout="constrained")
-    for method, (label, color) in {**PUBLISHED, **ATARI}.items():
-        axes.plot(scores[method], range(len(envs)), "o", color=color, markersize=9, label=label)
+    for method, (label, color) in {"SPR": ("SPR, published", LIGHT_GREY), **ATARI}.items():
+        axes.plot(scores[method].mean(axis=0), range(len(envs)), "o", color=color, markersize=9, label=label)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(1, color="black", linewidth=0.8, linestyle="--")
     axes.set_xscale("symlog", linthresh=0.1, linscale=0.7)
@@ -274,6 +285,29 @@ def atari() -> Any:
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     axes.set(xlabel="human-normalized score: 0 is random play, 1 a human")
     return figure
+
+
+def atari_table(envs: list[str], scores: dict[str, Array]) -> str:
+    """
+    :param envs: as ``read_atari`` returns them
+    :param scores: as ``read_atari`` returns them
+    :return: Markdown: mean final scores, the better of ours in bold type
+    """
+    rows = []
+    for game, env in enumerate(envs):
+        raw = {m: float(denormalize(ATARI_SUITE, env, array[:, game].mean())) for m, array in scores.items()}
+        best = max(raw[method] for method in ATARI)
+        shown = {
+            m: f"**{report.number(x, 3)}**" if m in ATARI and x == best else report.number(x, 3) for m, x in raw.items()
+        }
+        low, high = (report.number(x, 3) for x in SUITES[ATARI_SUITE].scores[env])
+        rows.append([report.short(env), low, *(shown[m] for m in (*ATARI, *PUBLISHED)), high])
+    iqms = report.estimates({method: scores[method] for method in ATARI}, report.iqm)
+    rows.append(
+        ["IQM, human-normalized", "0", *(str(found) for (found,) in iqms.values()), *("" for _ in PUBLISHED), "1"]
+    )
+    ours = (label for label, _ in ATARI.values())
+    return report.markdown(["Score", "random play", *ours, *(f"*{m}*" for m in PUBLISHED), "a human"], rows)
 
 
 def all_suites() -> Any:
@@ -304,17 +338,19 @@ def all_suites() -> Any:
 
 
 def main() -> None:
-    """Draw the figures beside this script."""
+    """Draw the figures beside this script, and write the table beside the results."""
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
     plt.rcParams.update(STYLE)
-    figures = {"atari": atari(), "suites": all_suites()}
-    for shown, curves, games in ((MINATAR, "dapo_vs_ppo", "games"), (MUJOCO, "mujoco", "tasks")):
+    games, finals = read_atari()
+    (RESULTS / f"{ATARI_SUITE}_games.md").write_text(atari_table(games, finals))
+    figures = {"atari": atari(games, finals), "suites": all_suites()}
+    for shown, curves, single in ((MINATAR, "dapo_vs_ppo", "games"), (MUJOCO, "mujoco", "tasks")):
         steps, scores = read(shown)
-        figures |= {curves: overview(shown, steps, scores), games: by_game(shown, scores)}
+        figures |= {curves: overview(shown, steps, scores), single: by_game(shown, scores)}
     for name, figure in figures.items():
         figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None}, facecolor="white")
         plt.close(figure)
